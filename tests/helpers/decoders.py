@@ -3,11 +3,13 @@
 import os
 import signal
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 
-from vidvq.corpus.frames import ClipFrames, DecodeMessage, VideoFrames, decode_items
+from vidvq.corpus.frames import ClipFrames, DecodedClip, DecodeMessage, VideoFrames, decode_clips, decode_items
+from vidvq.video import VideoError
 
 
 def decode_or_crash(job: ClipFrames | VideoFrames) -> Iterator[DecodeMessage]:
@@ -16,6 +18,16 @@ def decode_or_crash(job: ClipFrames | VideoFrames) -> Iterator[DecodeMessage]:
         if message.key.endswith("-00002"):
             os.kill(os.getpid(), signal.SIGSEGV)
         yield message
+
+
+def clips_or_crash(job: ClipFrames) -> Iterator[DecodedClip]:
+    """Decode clips; those whose keys end in ``-00001`` are damaged, and those in ``-00002`` crash the decoder."""
+    for clip in decode_clips(job):
+        if clip.key.endswith("-00001"):
+            clip = replace(clip, frames=None, error=VideoError("decode_error", "broken"))
+        if clip.key.endswith("-00002"):
+            os.kill(os.getpid(), signal.SIGSEGV)
+        yield clip
 
 
 def count_or_die(item: str) -> Iterator[int]:

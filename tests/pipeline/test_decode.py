@@ -116,8 +116,9 @@ def test_an_interval_has_the_frames_shown_in_it_and_reads_no_other_clip(
     assert read == [location.key for location in locations[2:5]]
     got = np.load(out)
     assert len(got) == 5 + 9 + 3
-    mp4 = tmp_path / "part.mp4"
-    assert vidvq("decode", tokens_dir, *weights, "--source", source, *edges, "--out", mp4).code == 0
+    interval = ("--source", source, *edges, "--out", tmp_path / "part", "format=mp4")
+    assert vidvq("decode", tokens_dir, *weights, *interval).code == 0
+    mp4 = tmp_path / f"part/{Path(source).stem}-from-{float(start):g}-to-{float(end):g}.mp4"
     with av.open(str(mp4)) as container:
         stream = container.streams.video[0]
         times = sorted(packet.pts * stream.time_base for packet in container.demux(stream) if packet.size)

@@ -9,6 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from tests.helpers.decoders import clips_or_crash
 from vidvq.formats.clip_shard import read_clips
 from vidvq.formats.columns import read_columns, read_table
 from vidvq.video.decode import decode_clip
@@ -111,6 +112,15 @@ def test_a_broken_clip_is_a_failure_and_mends_by_retrying_a_followed_shard(tmp_p
     assert ran.code == 0, ran.err
     assert {path.name for path in (tmp_path / "columns").glob("*.tar")} == {"columns-000001.tar"} != first
     assert vidvq("verify", tmp_path / "columns").code == 0
+
+
+def test_a_clip_that_is_damaged_or_crashes_the_decoder_costs_itself_alone(clips, vidvq, monkeypatch):
+    monkeypatch.setattr("vidvq.jobs.clip_functions.decode_clips", clips_or_crash)
+    ran = vidvq("map", clips, "--function", f"{FUNCTIONS}:motion", INLINE, "max_failed=1")
+    assert ran.code == 0, ran.err
+    out = clips / "columns/motion"
+    assert {key: reason for key, (reason, _) in failures(out).items()} == {"1": "decode_error", "2": "decoder_died"}
+    assert vidvq("verify", out).code == 0
 
 
 def test_another_function_version_or_argument_is_another_job(clips, vidvq, tmp_path):

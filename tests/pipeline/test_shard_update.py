@@ -300,3 +300,15 @@ def test_a_repaired_tar_gets_its_clips_by_a_retry(tmp_path, make_video, vidvq):
     assert ran.code == 0, ran.err
     assert sources(out) == {f"videos.tar#{name}.mp4": 3 for name in range(3)}
     assert vidvq("verify", out).code == 0
+
+
+def test_a_retry_does_not_read_what_a_list_may_not_name(tmp_path, make_video, snapshot, vidvq):
+    allowed, out, names = tmp_path / "allowed", tmp_path / "out", tmp_path / "list.csv"
+    allowed.mkdir()
+    secret, video = make_video(tmp_path / "secret.mp4", 5), make_video(allowed / "a.mp4", 5)
+    names.write_text(f"path,start,end\n{video},,\n{secret},,\n{video},2,1\n")
+    assert vidvq("shard", names, "--out", out, *SETTINGS, f"lists.roots=[{allowed}]", INLINE).code == 1
+    assert json.loads((out / "summary.json").read_bytes())["failed"].keys() == {"not_allowed", "bad_range"}
+    before = snapshot(out)
+    assert vidvq("shard", "--out", out, "--retry-failed", INLINE).code == 1
+    assert snapshot(out) == before

@@ -13,7 +13,8 @@ from vidvq.corpus import frames as corpus_frames
 from vidvq.corpus.frames import ClipFrames, DecodeMessage, VideoFrames, decode_items
 from vidvq.corpus.source import Source
 from vidvq.errors import UsageError
-from vidvq.formats.commit import Commit
+from vidvq.formats.clip_shard import clip_files
+from vidvq.formats.commit import Commit, ShardDraft, commit_shard
 from vidvq.formats.execution import CPU
 from vidvq.formats.plan import read_plan
 from vidvq.jobs.nvdec import NvdecMonitor
@@ -27,6 +28,7 @@ from vidvq.tokenize.probe import probe_samples
 from vidvq.tokenize.quality_gates import QualityGates
 from vidvq.tokenize.rows import PlannedSample
 from vidvq.tokenize.stage import _check_decoder, open_stage
+from vidvq.video.encode import encode_npy
 from vidvq.video.limits import Limits
 from vidvq.video.policy import VideoPolicy
 
@@ -114,6 +116,20 @@ def test_a_clip_is_one_message_also_if_it_is_damaged(clips_dir, monkeypatch):
     assert [message.key for message in messages] == keys
     assert [bool(message.error) for message in messages] == [key == keys[1] for key in keys]
     assert all(message.info and message.done for message in messages if message.frames is not None)
+
+
+def test_an_npy_clip_of_other_frames_than_its_json_says_is_an_error(tmp_path, clips_dir):
+    ((_, _, info), *_) = corpus_frames.read_clips(sorted(clips_dir.glob("*.tar"))[0])
+    frames = np.zeros((info.num_frames, info.height, info.width, 3), np.uint8)
+
+    def fill(draft: ShardDraft) -> None:
+        draft.add("a", clip_files(encode_npy(frames[1:]), "npy", info))
+        draft.add("b", clip_files(encode_npy(frames), "npy", info))
+
+    commit_shard(tmp_path, "clips-000000.tar", "", fill)
+    short, whole = decode_items(ClipFrames(tmp_path / "clips-000000.tar", frozenset("ab")))
+    assert short.error is not None and "its JSON says otherwise" in short.error.detail and short.frames is None
+    assert whole.error is None and whole.done
 
 
 def test_each_process_decodes_its_own_turns_only(clips_dir, monkeypatch):

@@ -237,7 +237,9 @@ def test_equal_values_have_one_spelling(value):
     assert canonical_json(json.loads(text)) == text
 
 
-@pytest.mark.parametrize("data", [b"", b"{", b"\xff\xfe", b"{} {}", b'{"a": NaN}', b'{"a": -1e999}'])
+@pytest.mark.parametrize(
+    "data", [b"", b"{", b"\xff\xfe", b"{} {}", b'{"a": NaN}', b'{"a": -1e999}', b'{"a": 1, "a": 2}']
+)
 def test_what_is_not_json_is_refused_by_name(tmp_path, data):
     (tmp_path / "x.json").write_bytes(data)
     with pytest.raises(ValueError, match="x.json is not JSON"):

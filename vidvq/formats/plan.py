@@ -360,7 +360,6 @@ def write_files(folder: Path, plan: Plan, files: Mapping[str, bytes]) -> None:
             write_atomic(path, data)
         else:
             create_once(path, data)
-        remove_attempts(folder, name)
 
 
 def refuse_other_origin(

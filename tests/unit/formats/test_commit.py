@@ -15,8 +15,8 @@ from vidvq.formats.commit import Outcome, ShardDraft, commit_shard, finished_sha
 from vidvq.formats.plan import create_plan
 from vidvq.formats.summary import summarize
 from vidvq.formats.tar import read_members
+from vidvq.storage import add_digest, remove_attempts
 from vidvq.storage import files as storage
-from vidvq.storage import remove_attempts
 
 SHARD = "clips-000000.tar"
 
@@ -206,6 +206,25 @@ def test_a_record_with_an_unknown_field_is_refused(tmp_path):
     path = tmp_path / f"commits/{SHARD}.json"
     path.write_text(json.dumps(json.loads(path.read_text()) | {"surprise": 1}))
     with pytest.raises(ValueError, match="surprise"):
+        read_commit(tmp_path, SHARD)
+
+
+@pytest.mark.parametrize(
+    ("lie", "fault"),
+    [
+        ({"shard": "clips-000001.tar"}, "it is the record of clips-000001.tar"),
+        ({"members": [["a.mp4", 5, 0], ["a.mp4", 5, 0]]}, "a member occurs twice"),
+        ({"sha256": None}, "it has content, but no sha256"),
+        ({"bytes": 20480}, "bytes=20480 does not match its members, which need 10240"),
+    ],
+)
+def test_a_record_that_contradicts_itself_is_refused_though_its_digest_fits(tmp_path, lie, fault):
+    commit_shard(tmp_path, SHARD, "plan", fill)
+    path = tmp_path / f"commits/{SHARD}.json"
+    record = json.loads(path.read_text())
+    del record["digest"]
+    path.write_text(json.dumps(add_digest(record | lie)))
+    with pytest.raises(UsageError, match=f"{SHARD}.json is not a record of its shard: {fault}; remove it"):
         read_commit(tmp_path, SHARD)
 
 

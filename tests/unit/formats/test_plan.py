@@ -5,13 +5,15 @@ from random import Random
 from threading import Thread
 
 import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 
 from vidvq.corpus.source import Source
 from vidvq.errors import JobStopped, UsageError
+from vidvq.formats import arrow
 from vidvq.formats import plan as plans
 from vidvq.formats.arrow import encode_table, keys_of
-from vidvq.formats.plan import PlanHeader, create_plan, extend_plan, read_plan
+from vidvq.formats.plan import PlanHeader, create_plan, extend_plan, read_plan, write_files
 from vidvq.formats.rows import RowCodec
 from vidvq.jobs.rows import VideoRow
 from vidvq.storage import files as storage
@@ -67,6 +69,8 @@ def test_a_plan_made_from_something_else_is_refused_with_what_differs(plan_dir, 
     with pytest.raises(ValueError) as error:
         ensure_plan(plan_dir, "shard", "clips", MADE_FROM | change, never)
     assert said in str(error.value)
+    assert "--checkpoint" not in str(error.value)
+    assert ("to change the inputs, --add takes" in str(error.value)) == ("inputs" in change)
 
 
 def test_many_differences_are_counted(plan_dir, ensure_plan):
@@ -87,10 +91,10 @@ def test_the_output_of_another_verb_is_refused(plan_dir, ensure_plan):
 
 
 @pytest.mark.parametrize("name", ["notes.txt", ".hidden", "clips-000000.tar", "commits"])
-def test_a_directory_with_other_files_is_refused_untouched(tmp_path, name, ensure_plan):
+def test_a_directory_with_other_files_is_refused_untouched(tmp_path, name, plan_table):
     (tmp_path / name).touch()
     with pytest.raises(ValueError, match=f"found {name}"):
-        ensure_plan(tmp_path, "shard", "clips", MADE_FROM, never)
+        create_plan(tmp_path, "shard", "clips", MADE_FROM, plan_table("abc"))
     assert [path.name for path in tmp_path.iterdir()] == [name]
 
 
@@ -178,12 +182,12 @@ def test_a_damaged_header_is_refused_by_name(plan_dir, content):
         read_plan(plan_dir)
 
 
-def edit(plan_dir, change, keep_checks=True):
-    header = json.loads((plan_dir / "plan.json").read_text())
+def edit(plan_dir, change, keep_checks=True, name="plan.json"):
+    header = json.loads((plan_dir / name).read_text())
     change(header)
     if not keep_checks:
         del header["checks"]
-    (plan_dir / "plan.json").write_text(json.dumps(header))
+    (plan_dir / name).write_text(json.dumps(header))
 
 
 def test_an_edited_setting_is_named(plan_dir):
@@ -228,6 +232,7 @@ def deep(levels):
         ({"first_shard": 1}, "is inconsistent with itself"),
         ({"made_from": []}, "made_from"),
         ({"made_from": deep(70)}, "nested more than"),
+        ({"made_from": {"a": json.loads("[" * 70 + "]" * 70)}}, "nested more than"),
         ({"files": {"../x": "a" * 64}}, "files"),
         ({"parent": 7}, "parent"),
         ({"surprise": 1}, "surprise"),
@@ -269,6 +274,16 @@ def test_a_forged_table_is_refused_in_one_line(plan_dir, plan_table, columns):
     assert "\n" not in str(error.value)
 
 
+def test_a_table_that_unfolds_to_all_memory_is_not_read(plan_dir, plan_table, monkeypatch):
+    monkeypatch.setattr(arrow, "_MIN_UNPACKED", 0)
+    buffer, table = pa.BufferOutputStream(), pa.table({"key": ["a" * 10_000] * 100, "shard": pa.array([0] * 100, "i4")})
+    pq.write_table(table, buffer, compression="zstd", use_dictionary=False)
+    forge_table(plan_dir, buffer.getvalue().to_pybytes())
+    monkeypatch.setattr(arrow, "_MAX_UNPACKED", 100)
+    with pytest.raises(UsageError, match="would decompress from"):
+        read_plan(plan_dir)
+
+
 def test_any_damage_of_a_table_whose_digest_fits_is_one_line(plan_dir, plan_table):
     whole, random = encode_table(plan_table("abc", "d")), Random(0)
     for _ in range(200):
@@ -284,9 +299,29 @@ def test_any_damage_of_a_table_whose_digest_fits_is_one_line(plan_dir, plan_tabl
 def test_a_generation_of_another_plan_is_refused(plan_dir, plan_table):
     extend_plan(plan_dir, read_plan(plan_dir), MADE_FROM, plan_table("", "", "e"))
     assert keys_of(read_plan(plan_dir).table) == list("abcde")
+    assert list(read_plan(plan_dir).shard_names()) == [f"clips-00000{index}.tar" for index in range(3)]
     edit(plan_dir, lambda header: header["made_from"].update(clip={}), keep_checks=False)
     with pytest.raises(UsageError, match=r"plan-0001\.json does not follow the plan before it"):
         read_plan(plan_dir)
+
+
+@pytest.mark.parametrize(
+    "fields", [{"prefix": "tokens"}, {"stage": "map"}, {"files": {"a": "0" * 64}}, {"items": 3}, {"shards": 1}]
+)
+def test_a_generation_that_contradicts_the_one_before_it_is_refused(plan_dir, plan_table, fields):
+    for key in "ef":
+        plan = read_plan(plan_dir)
+        extend_plan(plan_dir, plan, MADE_FROM, plan_table(*[""] * plan.num_shards, key))
+    edit(plan_dir, lambda header: header.update(fields), keep_checks=False, name="plan-0001.json")
+    parent = {"parent": plans._read_header(plan_dir / "plan-0001.json").plan_id}
+    edit(plan_dir, lambda header: header.update(parent), keep_checks=False, name="plan-0002.json")
+    with pytest.raises(UsageError, match=r"plan-0001\.json is inconsistent with itself or its parent"):
+        read_plan(plan_dir)
+
+
+def test_a_generation_may_have_columns_that_an_older_vidvq_did_not_write(plan_dir, plan_table):
+    extend_plan(plan_dir, read_plan(plan_dir), MADE_FROM, plan_table("", "d", "e").append_column("reason", [["", "x"]]))
+    assert read_plan(plan_dir).table["reason"].to_pylist() == [None, None, None, "", "x"]
 
 
 def test_a_driver_that_extends_an_older_plan_stops(plan_dir, plan_table):
@@ -295,6 +330,22 @@ def test_a_driver_that_extends_an_older_plan_stops(plan_dir, plan_table):
     with pytest.raises(JobStopped, match="was changed by another driver in the meantime"):
         extend_plan(plan_dir, older, MADE_FROM, plan_table("", "", "f"))
     assert keys_of(read_plan(plan_dir).table) == list("abcde")
+
+
+@pytest.mark.parametrize("damage", [None, b"dam"])
+def test_other_files_are_written_as_planned_or_not_at_all(tmp_path, plan_table, damage):
+    files, path = {"tokenizer.json": b"card"}, tmp_path / "tokenizer.json"
+    plan = create_plan(tmp_path, "tokenize", "tokens", MADE_FROM, plan_table("a"), files)
+    if damage:
+        path.write_bytes(damage)
+    with pytest.raises(UsageError, match="another one; restore it from a copy"):
+        write_files(tmp_path, plan, {"tokenizer.json": b"other"})
+    assert (path.read_bytes() if path.exists() else None) == damage
+    write_files(tmp_path, plan, files)
+    assert path.read_bytes() == b"card"
+    # A card that is whole is kept, whatever this job would write.
+    write_files(tmp_path, plan, {"tokenizer.json": b"other"})
+    assert path.read_bytes() == b"card"
 
 
 def test_a_header_is_hashed_once_for_all_shards(plan_dir, monkeypatch):

@@ -58,3 +58,10 @@ def test_damage_is_refused(damage):
     files = token_files(CODES, INFO, CARD, pack=True)
     with pytest.raises(ValueError, match="x is not a readable token sample"):
         parse_tokens(files | {PACKED: damage(files[PACKED])}, CARD, "x")
+
+
+@pytest.mark.parametrize("grid", [(3, 5, 6), (3, 5, 8)])
+def test_codes_of_another_grid_are_refused(grid):
+    data = token_files(CODES, INFO, CARD, pack=True)[PACKED]
+    with pytest.raises(ValueError, match="its packed codes are not the"):
+        unpack_codes(data, grid, CARD.codebook_of, np.uint16)

@@ -241,6 +241,35 @@ def test_a_sample_that_lacks_a_member_is_named_though_every_checksum_is_right(fo
     assert f"{FIRST}: b has ['tokens.npy']" in problem
 
 
+@pytest.mark.parametrize(
+    ("planned", "recorded"),
+    [
+        (("too_short", "has 2 frames"), ("failed", "decode_error", "has 2 frames")),
+        (("too_short", "has 2 frames"), ("failed", "too_short", "has 3 frames")),
+        (("too_short", "has 2 frames"), ("filtered", "too_short", "has 2 frames")),
+        (("removed", "was removed"), ("failed", "removed", "was removed")),
+        (("too_short", "has 2 frames"), None),
+    ],
+)
+def test_an_outcome_that_was_planned_otherwise_is_named(tmp_path, plan_table, planned, recorded):
+    table = plan_table("a").append_column("reason", [[planned[0]]]).append_column("detail", [[planned[1]]])
+    plan = create_plan(tmp_path, "generate", "other", {}, table)
+
+    def fill(draft: ShardDraft) -> None:
+        if recorded is None:
+            draft.add("a", {"json": b"{}"})
+        else:
+            (draft.failed if recorded[0] == "failed" else draft.filtered).append(Outcome("a", *recorded[1:]))
+
+    shard = plan.shard_name(0)
+    commit_shard(tmp_path, shard, plan.plan_id, fill)
+    verdict = "filtered" if planned[0] == "removed" else "failed"
+    was = recorded[0] if recorded else "ok"
+    assert verify_folder(tmp_path).problems == [
+        f"{shard}: a is {was} in the record, {verdict}({planned[0]}) in the plan"
+    ]
+
+
 def test_a_card_of_another_tokenizer_is_found_out(folder):
     edit(folder / "tokenizer.json", lambda card: card.update(token_fingerprint="cc" * 32))
     problems = verify_folder(folder).problems
