@@ -16,6 +16,7 @@ import torch
 
 from tests.helpers.generators import make_card, write_random
 from tests.helpers.warm import COMMAND
+from vidvq.config import load
 from vidvq.corpus.frames import decode_items
 from vidvq.data import TokenDataConfig, TokenDataset
 from vidvq.errors import UsageError
@@ -322,7 +323,7 @@ def test_predict_interpolate_and_fill_take_videos(
     for width, found in ((8, 48), (10**30, 10**30 + 40)):
         box = f"box=[40,0,{width},32]"
         larger = vidvq("generate", "fill", generator, videos[0], "--out", tmp_path / str(width), box, *options)
-        assert larger.code == 1 and f"frames of {found}x32 are larger than the 40x32" in larger.err
+        assert larger.code == 2 and f"with box=40,0,{width},32, frames of {found}x32 are larger than" in larger.error
     longer = vidvq(
         "generate", "interpolate", generator, clips_dir, "--out", tmp_path / "longer", f"insert={10**30}", *options
     )
@@ -495,6 +496,43 @@ def test_a_mistake_is_one_line_before_any_work(tmp_path, generator, tokens_dir, 
         done = vidvq("generate", *arguments, "--out", out)
         assert done.code == 2 and expected in done.error, (arguments, done.err)
     assert not out.exists()
+
+
+@pytest.mark.parametrize(
+    ("clips", "region", "expected"),
+    [
+        ("clip.size=[32,40]", "box=[0,0,40,32]", "CLIPS has 40x32 pixels; box=0,0,40,32 must cover some of them"),
+        ("clip.size=[32,40]", "box=[0,0,48,32]", "with box=0,0,48,32, frames of 48x32 are larger than the 40x32"),
+        ("clip.size=[32,40]", "outside=true box=[40,32,8,8]", "CLIPS has 40x32 pixels; box=40,32,8,8 must cover some"),
+        ("clip.size=[32,40]", "mask=24", "each of the clips in CLIPS has 40x32 pixels; mask=MASK has 24x32"),
+        ("clip.size=[32,40]", "box=[39,31,1,1]", ""),
+        ("clip.short_side=16", "box=[0,0,41,8]", "with box=0,0,41,8, frames of 48x8 are larger than the 40x32"),
+        ("clip.short_side=16", "box=[0,0,40,32]", ""),
+        ("clip.short_side=16", "mask=48", "frames of 48x32 are larger than the 40x32"),
+        ("clip.short_side=16", "mask=24", "has 24x32 pixels; mask=MASK must cover some of them, not all"),
+        ("", "box=[0,0,40,32]", "each of the videos, scaled to video.size, has 40x32 pixels"),
+        ("", "box=[0,0,40,32] video.short_side=16", ""),
+    ],
+)
+def test_a_region_that_no_clip_can_have_is_refused_before_planning(
+    tmp_path, generator, checkpoint_dir, make_video, clips, region, expected, vidvq
+):
+    folder = make_video(tmp_path / "clip.mp4", 9, size=(64, 80))
+    if clips:
+        video, folder = folder, tmp_path / "clips"
+        shard = ("shard", video, "--out", folder, "clip.num_frames=9", "clip.multiple=8", "runtime.workers=0", clips)
+        assert vidvq(*shard).code == 0
+    mask = tmp_path / "mask.npy"
+    if region.startswith("mask="):
+        np.save(mask, np.ones((32, int(region[5:]))))
+        region = f"mask={mask}"
+    config = load(FillConfig, None, [*region.split(), "format=none"])
+    if not expected:
+        open_request(generator, [str(folder)], config, checkpoint_dir)
+        return
+    with pytest.raises(UsageError) as refused:
+        open_request(generator, [str(folder)], config, checkpoint_dir)
+    assert expected in str(refused.value).replace(str(folder), "CLIPS").replace(str(mask), "MASK")
 
 
 @pytest.mark.parametrize(
