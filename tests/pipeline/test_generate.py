@@ -553,6 +553,22 @@ def test_a_mistake_in_the_training_settings_is_one_line(tmp_path, tokens_dir, ov
     assert done.code == 2 and expected in done.error
 
 
+def test_a_mistake_in_training_names_the_setting_and_no_file_that_was_not_given(tmp_path, monkeypatch, vidvq):
+    monkeypatch.chdir(tmp_path)
+    own = tmp_path / "own.yaml"
+    own.write_text("data: {tokens: elsewhere}\nout: run\n")
+    for arguments, expected in {
+        ("--out", "run"): "vidvq: data.tokens=runs/tokens does not exist; give vidvq generate train a directory that",
+        ("nowhere", "--out", "run"): "vidvq: data.tokens=nowhere does not exist; ",
+        ("nowhere", "--out", "run", "steps=0"): "vidvq: config has 1 wrong field: steps=0: must be an integer",
+        ("--config", own): "vidvq: data.tokens=elsewhere does not exist; ",
+        ("--config", own, "steps=0"): f"vidvq: {own} with the given settings has 1 wrong field: steps=0",
+    }.items():
+        done = vidvq("generate", "train", *arguments)
+        assert done.code == 2 and done.error.startswith(expected), done.error
+    assert not (tmp_path / "run").exists()
+
+
 def check_statistics(path, bits, tokens_dir):
     found = read_code_statistics(path)
     card = read_tokenizer_card(tokens_dir)
