@@ -17,6 +17,7 @@ import torch
 
 from tests.helpers.generators import make_card, write_random
 from tests.helpers.warm import COMMAND
+from vidvq.config import load
 from vidvq.corpus.frames import decode_items
 from vidvq.data import TokenDataConfig, TokenDataset
 from vidvq.errors import UsageError
@@ -283,7 +284,7 @@ def test_a_prompt_that_cannot_be_read_is_a_counted_failure(tmp_path, generator, 
     assert vidvq("verify", out).code == 0
     location.shard.write_bytes(whole)
     done = vidvq("generate", "predict", generator, damaged, "--out", out, *FAST, "--retry-failed=bad_prompt")
-    assert done.code == 0 and "1 failed item, 1 to retry" in done.err, done.err
+    assert done.code == 0 and "1 failed item to retry" in done.err, done.err
     assert vidvq("generate", "predict", generator, damaged, "--out", tmp_path / "fresh", *FAST).code == 0
     retried, fresh = (snapshot(folder) for folder in (out, tmp_path / "fresh"))
     # The name of a shard that was made again has the number of its generation.
@@ -325,7 +326,7 @@ def test_predict_interpolate_and_fill_take_videos(
     for width, found in ((8, 48), (10**30, 10**30 + 40)):
         box = f"box=[40,0,{width},32]"
         larger = vidvq("generate", "fill", generator, videos[0], "--out", tmp_path / str(width), box, *options)
-        assert larger.code == 1 and f"frames of {found}x32 are larger than the 40x32" in larger.err
+        assert larger.code == 2 and f"with box=40,0,{width},32, frames of {found}x32 are larger than" in larger.error
     longer = vidvq(
         "generate", "interpolate", generator, clips_dir, "--out", tmp_path / "longer", f"insert={10**30}", *options
     )
@@ -501,6 +502,43 @@ def test_a_mistake_is_one_line_before_any_work(tmp_path, generator, tokens_dir, 
 
 
 @pytest.mark.parametrize(
+    ("clips", "region", "expected"),
+    [
+        ("clip.size=[32,40]", "box=[0,0,40,32]", "CLIPS has 40x32 pixels; box=0,0,40,32 must cover some of them"),
+        ("clip.size=[32,40]", "box=[0,0,48,32]", "with box=0,0,48,32, frames of 48x32 are larger than the 40x32"),
+        ("clip.size=[32,40]", "outside=true box=[40,32,8,8]", "CLIPS has 40x32 pixels; box=40,32,8,8 must cover some"),
+        ("clip.size=[32,40]", "mask=24", "each of the clips in CLIPS has 40x32 pixels; mask=MASK has 24x32"),
+        ("clip.size=[32,40]", "box=[39,31,1,1]", ""),
+        ("clip.short_side=16", "box=[0,0,41,8]", "with box=0,0,41,8, frames of 48x8 are larger than the 40x32"),
+        ("clip.short_side=16", "box=[0,0,40,32]", ""),
+        ("clip.short_side=16", "mask=48", "frames of 48x32 are larger than the 40x32"),
+        ("clip.short_side=16", "mask=24", "has 24x32 pixels; mask=MASK must cover some of them, not all"),
+        ("", "box=[0,0,40,32]", "each of the videos, scaled to video.size, has 40x32 pixels"),
+        ("", "box=[0,0,40,32] video.short_side=16", ""),
+    ],
+)
+def test_a_region_that_no_clip_can_have_is_refused_before_planning(
+    tmp_path, generator, checkpoint_dir, make_video, clips, region, expected, vidvq
+):
+    folder = make_video(tmp_path / "clip.mp4", 9, size=(64, 80))
+    if clips:
+        video, folder = folder, tmp_path / "clips"
+        shard = ("shard", video, "--out", folder, "clip.num_frames=9", "clip.multiple=8", "runtime.workers=0", clips)
+        assert vidvq(*shard).code == 0
+    mask = tmp_path / "mask.npy"
+    if region.startswith("mask="):
+        np.save(mask, np.ones((32, int(region[5:]))))
+        region = f"mask={mask}"
+    config = load(FillConfig, None, [*region.split(), "format=none"])
+    if not expected:
+        open_request(generator, [str(folder)], config, checkpoint_dir)
+        return
+    with pytest.raises(UsageError) as refused:
+        open_request(generator, [str(folder)], config, checkpoint_dir)
+    assert expected in str(refused.value).replace(str(folder), "CLIPS").replace(str(mask), "MASK")
+
+
+@pytest.mark.parametrize(
     ("overrides", "expected"),
     [
         (("objective=next", "tasks.fill=1", "pixels.clips=c"), "tasks.fill needs objective=masked"),
@@ -516,6 +554,22 @@ def test_a_mistake_is_one_line_before_any_work(tmp_path, generator, tokens_dir, 
 def test_a_mistake_in_the_training_settings_is_one_line(tmp_path, tokens_dir, overrides, expected, vidvq):
     done = vidvq("generate", "train", tokens_dir, "--out", tmp_path / "run", *overrides)
     assert done.code == 2 and expected in done.error
+
+
+def test_a_mistake_in_training_names_the_setting_and_no_file_that_was_not_given(tmp_path, monkeypatch, vidvq):
+    monkeypatch.chdir(tmp_path)
+    own = tmp_path / "own.yaml"
+    own.write_text("data: {tokens: elsewhere}\nout: run\n")
+    for arguments, expected in {
+        ("--out", "run"): "vidvq: data.tokens=runs/tokens does not exist; give vidvq generate train a directory that",
+        ("nowhere", "--out", "run"): "vidvq: data.tokens=nowhere does not exist; ",
+        ("nowhere", "--out", "run", "steps=0"): "vidvq: config has 1 wrong field: steps=0: must be an integer",
+        ("--config", own): "vidvq: data.tokens=elsewhere does not exist; ",
+        ("--config", own, "steps=0"): f"vidvq: {own} with the given settings has 1 wrong field: steps=0",
+    }.items():
+        done = vidvq("generate", "train", *arguments)
+        assert done.code == 2 and done.error.startswith(expected), done.error
+    assert not (tmp_path / "run").exists()
 
 
 def check_statistics(path, bits, tokens_dir):

@@ -82,7 +82,7 @@ def test_what_a_function_does_wrong_costs_one_clip_and_is_said(clips, vidvq):
         "--retry-failed=function_error",
         *("max_failed=1", "deadline_s=4"),
     )
-    assert retried.code == 0 and "3 failed items, 3 to retry" in retried.err
+    assert retried.code == 0 and "3 failed items to retry" in retried.err
     assert {key: reason for key, (reason, _) in failures(out).items()} == {key: found[key][0] for key in found}
     assert vidvq("verify", out).code == 0
 

@@ -11,6 +11,7 @@ import pytest
 from vidvq.formats.clip_shard import read_clips
 from vidvq.formats.commit import read_commit
 from vidvq.formats.plan import read_plan
+from vidvq.formats.tar import read_samples
 
 SETTINGS = "clip.num_frames=4 clip.min_frames=4 clip.short_side=16 clip.multiple=8 clips_per_shard=2".split()
 INLINE = "runtime.workers=0"
@@ -116,8 +117,65 @@ def test_a_repaired_file_gets_its_clips_by_a_retry(corpus, make_video, snapshot,
 def test_a_retry_of_a_damaged_file_changes_nothing(corpus, snapshot, vidvq):
     _, out = corpus
     before = snapshot(out)
-    assert vidvq("shard", "--out", out, "--retry-failed", INLINE).code == 1
+    ran = vidvq("shard", "--out", out, "--retry-failed", INLINE)
+    assert ran.code == 1 and "1 failed item to retry: 0 items to make" in ran.err
+    assert snapshot(out) == before and not (out / "planning").exists()
+
+
+def test_the_failures_of_an_update_are_told_from_earlier_ones(corpus, vidvq):
+    videos, out = corpus
+    (videos / "g.mp4").write_bytes(b"RIFF")
+    shutil.copy(videos / "a.mp4", videos / "again.mp4")
+    ran = vidvq("shard", videos, "--out", out, "--add", INLINE, "--json")
+    assert ran.code == 1, "the threshold is for all items"
+    assert "failed not_a_video: 1" in ran.err and "g.mp4: " in ran.err and "c.mp4" not in ran.err
+    assert "failed before this update: not_a_video 1" in ran.err
+    assert "filtered duplicate: 1" in ran.err and "filtered before" not in ran.err
+    account, summary = json.loads(ran.out), json.loads((out / "summary.json").read_bytes())
+    assert account["failed"]["not_a_video"]["count"] == 2 and account["new_failed"]["not_a_video"]["count"] == 1
+    assert summary == {name: value for name, value in account.items() if not name.startswith("new_")}
+    ran = vidvq("shard", videos, "--out", out, "--add", INLINE, "--json")
+    assert ran.code == 1 and "failed before this update: not_a_video 2" in ran.err and ".mp4: " not in ran.err
+    assert json.loads(ran.out)["new_failed"] == {}
+    ran = vidvq("shard", videos, "--out", out, *SETTINGS, INLINE)
+    assert ran.code == 1 and "failed not_a_video: 2" in ran.err, "the original command shows all"
+
+
+def test_a_retry_under_raised_limits_makes_what_they_refused_and_leaves_the_rest(corpus, snapshot, vidvq, tmp_path):
+    videos, whole = corpus
+    out, retry = tmp_path / "limited", ("shard", "--out", tmp_path / "limited", "--retry-failed=too_large", INLINE)
+    # Frames of a.mp4 have 32 * 88 pixels, those of the others less.
+    job = ("shard", videos, "--out", out, *SETTINGS, INLINE, "limits.deadline_s=300")
+    assert vidvq(*job, "limits.max_pixels=2700").code == 1
+    assert sources(out) == {"b.mp4": 2, "d.mp4": 2, "e.mp4": 1}
+    before = snapshot(out)
+    for lower in ("limits.deadline_s=299", "limits.max_pixels=2699", "limits.max_gap_s=99", "limits.max_side=99"):
+        ran = vidvq(*retry, lower)
+        assert ran.code == 2 and f"{lower.partition('=')[0]} was " in ran.error and "may raise max_pixels" in ran.error
+    for other in (["--add", videos], ["--remove", videos / "b.mp4"]):
+        ran = vidvq("shard", "--out", out, INLINE, *other, "limits.max_pixels=2817")
+        assert ran.code == 2 and "--retry-failed may raise" in ran.error
     assert snapshot(out) == before
+    raised = ("limits.max_pixels=2817", "limits.deadline_s=301", "limits.max_side=9000")
+    ran = vidvq(*retry, *raised)
+    assert ran.code == 1 and "1 failed item to retry: 3 items to make" in ran.err
+    assert sources(out) == sources(whole) and vidvq("verify", out).code == 0
+    tars = {name for name in before if name.endswith(".tar")}
+    kept = {name for name in tars if snapshot(out).get(name) == before[name]}
+    assert len(kept) == len(tars) - 1, "the shard that the video failed in is made again"
+    samples = [
+        {key: files for path in folder.glob("*.tar") for key, files in read_samples(path)} for folder in (out, whole)
+    ]
+    assert samples[0] == samples[1]
+    assert [(limits["max_pixels"], limits["deadline_s"]) for limits in limits_of(out)] == [(2700, 300.0), (2817, 301.0)]
+    after = snapshot(out)
+    assert vidvq(*job, "limits.max_pixels=2700").code == 2
+    assert vidvq(*job, *raised).code == vidvq(*retry).code == vidvq(*retry, *raised).code == 1, "c.mp4 is no video"
+    assert snapshot(out) == after
+
+
+def limits_of(folder: Path) -> list[dict[str, float]]:
+    return [header.made_from["limits"] for header in read_plan(folder).headers]
 
 
 def test_a_clip_that_failed_to_be_cut_is_cut_and_its_neighbours_are_copied(corpus, monkeypatch, vidvq, tmp_path):

@@ -27,8 +27,8 @@ _CHANGEABLE = (
     "gpus=",
     "deadline_s=",
     "lists.allow_private=",
-    "limits.download_deadline_s=",
-    "limits.allow_denied=",
+    # Those that a plan records are compared with it by the update itself, which may raise them.
+    "limits.",
 )
 _INPUT_OPTIONS = (
     click.option("--add", is_flag=True, help="Add inputs to the corpus in --out, in new shards, with its settings."),

@@ -32,6 +32,8 @@ from vidvq.settings import flow_yaml
 if TYPE_CHECKING:
     from vidvq.generate.config import GenerateTrainConfig
 
+_DEFAULT_CONFIG = "generate-nano"
+
 
 @click.group(short_help="Train a generator on token shards, and generate with it.")
 def generate() -> None:
@@ -54,7 +56,7 @@ def training_arguments(function: Callable[..., int]) -> Callable[..., int]:
         click.argument("arguments", nargs=-1, metavar="TOKENS... [KEY=VALUE]..."),
         run_out_option,
         click.option(
-            "--config", "config_name", default="generate-nano", show_default=True, help="YAML file, or packaged one."
+            "--config", "config_name", default=_DEFAULT_CONFIG, show_default=True, help="YAML file, or packaged one."
         ),
     )
     for option in reversed(options):
@@ -71,7 +73,11 @@ def load_training_config(arguments: tuple[str, ...], out: str | None, config_nam
         raise UsageError(f"TOKENS and {same} are one setting; give one of them")
     given = [f"data.tokens={flow_yaml(tokens)}"] if tokens else []
     settings = with_option([*given, *overrides], "out", out)
-    return config.load(GenerateTrainConfig, config.find_config(config_name), settings)
+    path = config.find_config(config_name)
+    if config_name == _DEFAULT_CONFIG:
+        # As the base, because errors name the file, which is not the user's.
+        return config.load(GenerateTrainConfig, None, settings, config.read_yaml(path))
+    return config.load(GenerateTrainConfig, path, settings)
 
 
 @generate.command(short_help="Train a generator on token shards.", epilog=settings_epilog("generate-train"))

@@ -62,6 +62,14 @@ def _resource_options(function: Callable[..., int]) -> Callable[..., int]:
             click.option("--address", metavar="URL", help="Ray: URL of the job server, http://HOST:8265."),
             click.option("--hostfile", metavar="FILE", help="ssh: file with lines of `HOST slots=8`."),
             click.option("--image", help="Kubernetes: container image."),
+            click.option(
+                "--memory",
+                metavar="64Gi",
+                help="Kubernetes: memory of a pod. Default: 2Gi per CPU core, without a limit.",
+            ),
+            click.option(
+                "--shm-size", metavar="32Gi", help="Kubernetes: size of /dev/shm, part of the memory. Default: 16Gi."
+            ),
             click.option("--namespace", help="Kubernetes: namespace."),
             click.option(
                 "--volume",
@@ -205,7 +213,8 @@ def _submit_training(verb: str, settings: "TrainConfig | GenerateTrainConfig", o
 def _job(verb: str, arguments: tuple[str, ...], settings: Any, out: str, options: dict[str, Any]) -> "Job":
     from vidvq import submit as jobs
 
-    names = ("gpus", "cpus", "time", "array", "queue", "image", "namespace", "volumes", "secrets", "address")
+    names = ("gpus", "cpus", "time", "array", "queue", "address")
+    names += ("image", "memory", "shm_size", "namespace", "volumes", "secrets")
     hostfile = absolute_path(options["hostfile"]) if options["hostfile"] else None
     nodes = options["nodes"]
     if nodes is None:

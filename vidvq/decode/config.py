@@ -27,7 +27,7 @@ class DecodeConfig:
         format: ``mp4`` (H.264), ``gif`` (one palette per frame), ``png`` (a folder of lossless frames) or ``npy``
             (``t h w c`` uint8); None follows the suffix of the output, else mp4.
         key: key of the one sample to decode; None decodes all.
-        crf: quality of x264 for mp4, from 0 (lossless) to 51 (worst).
+        crf: quality of x264 for mp4, from 0 (lossless) to 51 (worst); None means 17. The other formats have none.
         batch: clips of one length and size that a worker decodes together; None means 8 on a GPU and 1 on CPUs. Frames
             do not depend on the other clips.
         device: ``cpu`` or ``cuda``; ``auto`` means the GPUs of the cluster, or of this machine, if there are any.
@@ -40,7 +40,7 @@ class DecodeConfig:
 
     format: Format | None = None
     key: str | None = None
-    crf: Annotated[int, Field(ge=0, le=51)] = 17
+    crf: Annotated[int, Field(ge=0, le=51)] | None = None
     batch: Annotated[int, Field(ge=1, le=256)] | None = None
     device: Literal["auto", "cpu", "cuda"] = "auto"
     precision: Precision | None = None
@@ -52,7 +52,8 @@ class DecodeConfig:
 
         Raises:
             UsageError: ``format`` contradicts the suffix of ``out``; ``out`` is named as a file of another format; or
-                ``png`` into an object store, where a folder cannot be written atomically.
+                ``png`` into an object store, where a folder cannot be written atomically; or another format than mp4
+                has ``crf``.
         """
         if self.format == "png" and is_remote(out):
             raise UsageError(f"format=png cannot be written to {out}; give a local folder, or another format")
@@ -62,7 +63,15 @@ class DecodeConfig:
         named = next((name for name in get_args(Format) if name == suffix and name != "png"), None)
         if named and self.format not in (None, named):
             raise UsageError(f"format={self.format} contradicts --out {out.name}; give only one of them")
-        return named or self.format or "mp4"
+        kind = named or self.format or "mp4"
+        if kind != "mp4" and self.crf is not None:
+            raise UsageError(f"crf={self.crf} has no effect on {kind}; leave it out, or decode to mp4")
+        return kind
+
+    @property
+    def mp4_crf(self) -> int:
+        """``crf``, or its default."""
+        return 17 if self.crf is None else self.crf
 
 
 def default_batch(on_gpu: bool) -> int:

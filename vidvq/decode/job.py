@@ -169,7 +169,7 @@ class _Job:
             "token_fingerprint": card.token_fingerprint,
             "decoder_fingerprint": card.decoder_fingerprint,
             "format": self.kind,
-            "crf": self.config.crf if self.kind == "mp4" else None,
+            "crf": self.config.mp4_crf if self.kind == "mp4" else None,
             **({} if self.execution.is_default else self.execution.to_json()),
         }
 
@@ -269,7 +269,7 @@ def make_worker(job: _Job, gpus: float, force: bool) -> Callable[[tuple[Item, ..
         if not item.path.parent.exists():
             make_folder(item.path.parent)
         with unless_done(item.path.exists):
-            write_frames(item.path, job.kind, frames, _shape(info, tokenizer), job.config.crf, force)
+            write_frames(item.path, job.kind, frames, _shape(info, tokenizer), job.config.mp4_crf, force)
 
     def decode(items: tuple[Item, ...]) -> None:
         clips = [Clip(*item.location.read(card)) for item in items]
@@ -313,7 +313,7 @@ def _write_interval(job: _Job, found: list[FoundClip], interval: VideoInterval, 
     decoded = (decode_frames(tokenizer, *each.location.read(card)) for each in found)
     timed = chain.from_iterable(in_interval(interval, frames) for frames in decoded)
     shape = replace(_shape(found[0].info, tokenizer), num_frames=sum(each.num_frames for each in found))
-    write_frames(path, job.kind, timed, shape, job.config.crf)
+    write_frames(path, job.kind, timed, shape, job.config.mp4_crf)
 
 
 def _interval_path(out: Path, kind: str, interval: VideoInterval) -> Path:

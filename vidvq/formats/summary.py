@@ -1,13 +1,16 @@
 """Summary of a finished job: the sum over its commit records, which account for every planned item once."""
 
 from collections import Counter
-from collections.abc import Iterable
-from dataclasses import asdict, dataclass
+from collections.abc import Container, Iterable
+from dataclasses import asdict, dataclass, fields
 from math import prod
 from pathlib import Path
 
+import pyarrow.compute as pc
+
 from vidvq.errors import JobStopped, UsageError
-from vidvq.formats.commit import FOLDER, Commit, Outcome, read_commits, record_path
+from vidvq.formats.arrow import keys_of
+from vidvq.formats.commit import FOLDER, Commit, Outcome, read_commit, read_commits, record_path
 from vidvq.formats.plan import Plan, newer_generation, read_plan
 from vidvq.log import counted, in_bytes
 from vidvq.storage import file_exists, pretty_json, remove_attempts, safe_join, write_shared
@@ -73,18 +76,55 @@ class JobSummary:
 
     def lines(self) -> list[str]:
         """The summary as text: a line of totals, then each reason with examples."""
+        return [self._totals(), *_reason_lines("failed", self.failed), *_reason_lines("filtered", self.filtered)]
+
+    def _totals(self) -> str:
         totals = f"{self.ok} ok, {self.num_failed} failed, {self.num_filtered} filtered of {self.planned} planned; "
         totals += f"{counted(self.shards, 'shards')}, {in_bytes(self.bytes)}"
         stats = format_stats(self.stats)
         stats += [f"{self.bytes / tokens:.2f} bytes per token"] if (tokens := self.stats.get("tokens")) else []
-        text = [", ".join([totals, *stats])]
-        for verdict, reasons in (("failed", self.failed), ("filtered", self.filtered)):
-            for name, reason in sorted(reasons.items()):
-                text.append(f"  {verdict} {name}: {reason.count}")
-                text += [f"    {detail}" for detail in reason.examples]
-                more = reason.count - len(reason.examples)
-                text += [f"    and {more} more"] if more else []
+        return ", ".join([totals, *stats])
+
+
+@dataclass(frozen=True)
+class UpdateSummary(JobSummary):
+    """Summary of a corpus after an update; ``summary.json`` has the fields of :class:`JobSummary` alone.
+
+    Attributes:
+        new_failed: failed items of this update by reason, which ``failed`` contains.
+        new_filtered: filtered items of this update by reason.
+    """
+
+    new_failed: dict[str, Reason]
+    new_filtered: dict[str, Reason]
+
+    def lines(self) -> list[str]:
+        """The summary as text, with examples of this update alone."""
+        text = [self._totals()]
+        for verdict, reasons, new in (
+            ("failed", self.failed, self.new_failed),
+            ("filtered", self.filtered, self.new_filtered),
+        ):
+            text += _reason_lines(verdict, new)
+            earlier = _counts(reasons) - _counts(new)
+            if earlier:
+                each = ", ".join(f"{name} {count}" for name, count in sorted(earlier.items()))
+                text.append(f"  {verdict} before this update: {each}")
         return text
+
+
+def _counts(reasons: dict[str, Reason]) -> Counter[str]:
+    return Counter({name: reason.count for name, reason in reasons.items()})
+
+
+def _reason_lines(verdict: str, reasons: dict[str, Reason]) -> list[str]:
+    text: list[str] = []
+    for name, reason in sorted(reasons.items()):
+        text.append(f"  {verdict} {name}: {reason.count}")
+        text += [f"    {detail}" for detail in reason.examples]
+        more = reason.count - len(reason.examples)
+        text += [f"    and {more} more"] if more else []
+    return text
 
 
 def format_stats(stats: dict[str, int]) -> list[str]:
@@ -170,6 +210,23 @@ def summarize(folder: Path, plan: Plan) -> JobSummary:
     remove_attempts(folder)
     remove_attempts(folder / FOLDER)
     return summary
+
+
+def summarize_update(folder: Path, plan: Plan, summary: JobSummary, made: Container[str]) -> UpdateSummary:
+    """Return the summary of a corpus with the failures of its last update apart.
+
+    Args:
+        made: names of the shards that the update made.
+    """
+    newest = len(plan.headers) - 1
+    failed, filtered = _Tally(), _Tally()
+    for shard, table in plan.shard_tables():
+        if shard in made and (commit := read_commit(folder, shard)):
+            keys = set(keys_of(table.filter(pc.field("generation") == newest)))
+            failed.add(outcome for outcome in commit.failed if outcome.key in keys)
+            filtered.add(outcome for outcome in commit.filtered if outcome.key in keys)
+    known = {each.name: getattr(summary, each.name) for each in fields(JobSummary)}
+    return UpdateSummary(**known, new_failed=failed.reasons(), new_filtered=filtered.reasons())
 
 
 def refuse_older_plan(folder: Path, plan: Plan) -> None:

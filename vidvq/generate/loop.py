@@ -10,6 +10,7 @@ import numpy as np
 
 from vidvq.config import checked
 from vidvq.data import TokenDataset, iter_micro_batches
+from vidvq.errors import UsageError
 from vidvq.formats.checkpoint import is_checkpoint, resolve_checkpoint, step_folder
 from vidvq.formats.generator import GeneratorCard, write_generator
 from vidvq.generate.code_vectors import code_vectors
@@ -19,6 +20,7 @@ from vidvq.generate.held_out import HeldOutLoss
 from vidvq.generate.trainer import GeneratorTrainer
 from vidvq.generate.training_data import load_matching_tokenizer, open_training_data
 from vidvq.log import info, progress
+from vidvq.storage import is_remote, resolve_path
 from vidvq.training.checkpoints import latest_state, remove_partial_saves, save_checkpoint
 from vidvq.training.distributed import (
     DistributedContext,
@@ -54,6 +56,11 @@ def run_generate_train(config: GenerateTrainConfig) -> None:
     run = Path(config.out)
     # Before joining: a process that leaves first would make the others fail for another reason.
     config.data.micro_batch(world_size())
+    for folder in map(resolve_path, config.data.tokens):
+        if not is_remote(folder) and not folder.exists():
+            raise UsageError(
+                f"data.tokens={folder} does not exist; give vidvq generate train a directory that vidvq tokenize wrote"
+            )
     with training_job(config.lost_after_s) as context, deepspeed_groups():
         tokens = TokenDataset(config.data, config.seed, context.rank, context.size)
         card, dataset = open_training_data(config, tokens)

@@ -1,9 +1,13 @@
 """Opening of a request: checks it against the generator and builds its stage, before any work starts."""
 
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
+from vidvq.config import is_mapping
 from vidvq.errors import UsageError
 from vidvq.formats.checkpoint import checkpoint_name
 from vidvq.formats.commit import read_commits
@@ -15,7 +19,7 @@ from vidvq.generate.conditions import ClipConditions, label_index, read_conditio
 from vidvq.generate.execution import resolve_execution
 from vidvq.generate.pipeline import sample_size
 from vidvq.generate.pixel_stage import GenerateClips, GenerateVideos
-from vidvq.generate.regions import read_mask
+from vidvq.generate.regions import hide_region, read_mask, result_shape
 from vidvq.generate.requests import (
     FillConfig,
     InputConfig,
@@ -83,13 +87,8 @@ def open_request(run: Path, inputs: list[str], config: RequestConfig, checkpoint
     _check_conditions(generator.card, config)
     if isinstance(config, PredictConfig):
         _check_given(generator.card, config)
-    if isinstance(config, FillConfig):
-        if config.box is None and config.mask is None:
-            raise UsageError(
-                "fill needs the region to generate: set box=[LEFT,TOP,WIDTH,HEIGHT] (pixels), or mask=FILE"
-            )
-        if config.mask:
-            read_mask(config.mask)
+    if isinstance(config, FillConfig) and config.box is None and config.mask is None:
+        raise UsageError("fill needs the region to generate: set box=[LEFT,TOP,WIDTH,HEIGHT] (pixels), or mask=FILE")
     planned = [folder for folder in map(resolve_path, inputs) if has_plan(folder)]
     if planned and len(inputs) > 1:
         raise UsageError(f"{planned[0]} is a directory of shards; pass it without other inputs")
@@ -109,6 +108,10 @@ def open_request(run: Path, inputs: list[str], config: RequestConfig, checkpoint
         return PredictTokens(**common, tokens=folder, conditions=conditions, tokenizer=tokenizer)
     if plan.stage != SHARD_STAGE:
         raise UsageError(f"{folder} was written by vidvq {plan.stage}; pass a directory of clip shards")
+    if isinstance(config, FillConfig):
+        clip = plan.made_from.get("clip")
+        size = clip.get("size") if is_mapping(clip) else None
+        _check_region(generator.card, config, size, f"the clips in {folder}")
     tokenizer = _find_tokenizer(generator, config, checkpoint)
     conditions = _clip_conditions(generator.card, folder, config)
     return GenerateClips(clips=folder, **common, tokenizer=tokenizer, conditions=conditions)
@@ -134,6 +137,8 @@ def _open_videos(generator: Generator, config: InputConfig, checkpoint: Path, co
     if isinstance(config, PredictConfig):
         frames = config.given
         config = replace(config, frames=config.frames or max(longest, config.given + 1))
+    if isinstance(config, FillConfig):
+        _check_region(card, config, video.size, "the videos, scaled to video.size,")
     tokenizer = _find_tokenizer(generator, config, checkpoint)
     common["config"] = config
     return GenerateVideos(**common, tokenizer=tokenizer, frames=frames, video=video)
@@ -181,6 +186,40 @@ def _check_given(card: GeneratorCard, config: PredictConfig) -> None:
     given_latents(card, config.given)
     if config.frames is not None and config.frames <= config.given:
         raise UsageError(f"frames={config.frames} must be more than given={config.given}")
+
+
+def _check_region(card: GeneratorCard, config: FillConfig, size: Sequence[int] | None, clips: str) -> None:
+    """Check the region to fill as far as it is known before the clips are read.
+
+    Args:
+        size: height and width of all clips; None if they differ.
+        clips: the clips, for the message.
+    """
+    mask = read_mask(config.mask) if config.mask else None
+    if mask is not None:
+        height, width = mask.shape[1:]
+        if size and (height, width) != tuple(size):
+            raise UsageError(
+                f"each of {clips} has {size[1]}x{size[0]} pixels; mask={config.mask} has {width}x{height}, so use "
+                "another mask"
+            )
+        size = height, width
+    # A box enlarges the smallest clip the least.
+    height, width = size or (1, 1)
+    _, height_made, width_made = result_shape(config, (1, height, width))
+    s = card.tokenizer.spatial_factor
+    box = ",".join(map(str, config.box or ()))
+    try:
+        check_shape(card, (1, -(-height_made // s), -(-width_made // s)))
+    except UsageError as error:
+        if (height_made, width_made) == (height, width):
+            raise
+        raise UsageError(f"with box={box}, {error}, or a box inside of them") from None
+    if size:
+        try:
+            hide_region(config, np.zeros((1 if mask is None else len(mask), height, width, 1), np.uint8), mask)
+        except UsageError as error:
+            raise UsageError(f"each of {clips} {error}") from None
 
 
 def _check_tokenizer(generator: Generator, fingerprint: str, where: str, remedy: str = "") -> None:

@@ -92,6 +92,22 @@ def prepare(
     """
     if isinstance(config, InterpolateConfig):
         return _interpolate(config, frames, info)
+    frames, hidden = hide_region(config, frames, mask)
+    return frames, hidden, replace(info, height=frames.shape[1], width=frames.shape[2])
+
+
+def hide_region(
+    config: FillConfig, frames: np.ndarray, mask: np.ndarray | None = None
+) -> tuple[np.ndarray, np.ndarray]:
+    """Return the frames of a fill, which a box may enlarge, and the mask of the pixels to generate.
+
+    Args:
+        frames: frames ``t h w c`` of the clip.
+        mask: :func:`read_mask` of the request; None for a box.
+
+    Raises:
+        UsageError: the request generates no pixel or all of them, or the mask has another size than the frames.
+    """
     t, h, w = frames.shape[:3]
     if mask is not None:
         if mask.shape[1:] != (h, w) or len(mask) not in (1, t):
@@ -107,7 +123,7 @@ def prepare(
     if hidden.all() or not hidden.any():
         region = f"mask={config.mask}" if config.box is None else f"box={','.join(map(str, config.box))}"
         raise UsageError(f"has {w}x{h} pixels; {region} must cover some of them, not all")
-    return frames, hidden, replace(info, height=frames.shape[1], width=frames.shape[2])
+    return frames, hidden
 
 
 def _box(box: tuple[int, int, int, int], outside: bool, frames: np.ndarray) -> tuple[np.ndarray, np.ndarray]:

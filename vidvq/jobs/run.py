@@ -18,7 +18,7 @@ from typing import Any
 from vidvq.errors import JobStopped, WorkerLost
 from vidvq.formats.commit import observe_items, read_commits
 from vidvq.formats.plan import Plan, write_files
-from vidvq.formats.summary import JobSummary, refuse_older_plan, refuse_other_plan, summarize
+from vidvq.formats.summary import JobSummary, refuse_older_plan, refuse_other_plan, summarize, summarize_update
 from vidvq.jobs.plan_clips import plan_clips
 from vidvq.jobs.plan_listed import plan_listed
 from vidvq.jobs.plan_videos import plan_videos
@@ -39,6 +39,9 @@ def run_job(stage: Stage[AnyRow], inputs: list[str], out: Path, update: CorpusUp
         inputs: videos for a :class:`VideoStage`, and the added ones for an update; a :class:`ClipStage` knows its own.
         update: an update of the corpus that is in ``out``; None for the first run and for resuming.
 
+    Returns:
+        The summary of all items; of an update, a :class:`vidvq.formats.summary.UpdateSummary`.
+
     Raises:
         UsageError: a mistake in the arguments; nothing was changed.
         JobStopped: a quality gate ended the job; committed shards stay.
@@ -54,14 +57,14 @@ def run_job(stage: Stage[AnyRow], inputs: list[str], out: Path, update: CorpusUp
         info(f"plan {plan.plan_id[:12]}: {counted(plan.num_items, stage.unit)} in {counted(plan.num_shards, 'shards')}")
         write_files(out, plan, stage.files())
         try:
-            _make_shards(stage, plan, out, runtime)
+            made = _make_shards(stage, plan, out, runtime)
         except FileNotFoundError:
             # Another driver may have changed the corpus, and deleted the temporary files of this one.
             refuse_older_plan(out, plan)
             raise
         summary = summarize(out, plan)
         write_report(stage, plan, summary, out)
-    return summary
+    return summarize_update(out, plan, summary, made) if update else summary
 
 
 def _plan(stage: Stage[Any], inputs: list[str], out: Path, update: CorpusUpdate | None, runtime: Runtime) -> Plan:
@@ -73,7 +76,9 @@ def _plan(stage: Stage[Any], inputs: list[str], out: Path, update: CorpusUpdate 
     return retry_rows(stage, update, out) if update else plan_clips(stage, out)
 
 
-def _make_shards(stage: Stage[AnyRow], plan: Plan, out: Path, runtime: Runtime) -> None:
+def _make_shards(stage: Stage[AnyRow], plan: Plan, out: Path, runtime: Runtime) -> set[str]:
+    """Make the shards that are not committed, and return their names."""
+    made = set[str]()
     note, monitor, accounting = ProgressNote(), stage.monitor(), TimeAccounting()
     try:
         # Shards that this process makes, without Ray, are counted item by item.
@@ -82,7 +87,7 @@ def _make_shards(stage: Stage[AnyRow], plan: Plan, out: Path, runtime: Runtime) 
             # Two tasks are enough to see whether there is work for more than one worker.
             first = list(islice(tasks, 2))
             if not first:
-                return
+                return made
             pool = runtime.pool(stage.units(first))
             accounting, telemetry = TimeAccounting(), Telemetry(stage, pool)
             worker = partial(stage.worker, pool)
@@ -92,6 +97,7 @@ def _make_shards(stage: Stage[AnyRow], plan: Plan, out: Path, runtime: Runtime) 
             for task, result in results:
                 if isinstance(result, WorkerDied):
                     raise WorkerLost(f"{task.shard}: {result.message}; run the same command again to resume")
+                made.add(task.shard)
                 accounting.add(result)
                 telemetry.publish(result, accounting.report(stage, monitor).efficiency)
                 bar.advance(result.commit.items, note.made(result))
@@ -103,6 +109,7 @@ def _make_shards(stage: Stage[AnyRow], plan: Plan, out: Path, runtime: Runtime) 
             _report_metrics(stage, accounting, monitor, out)
         raise
     _report_metrics(stage, accounting, monitor, out)
+    return made
 
 
 def _tasks(

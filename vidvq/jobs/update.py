@@ -29,8 +29,11 @@ from vidvq.jobs.unique_keys import assign_keys
 from vidvq.log import counted, info
 from vidvq.runtime import Runtime
 from vidvq.storage import differences, resolve_path
+from vidvq.video.limits import Limits
 
 ANY_REASON = "*"
+# These decide only whether an item fails, so that higher ones leave what was made as it is.
+_RAISABLE_LIMITS = ("max_pixels", "max_frames", "max_bytes", "deadline_s", "max_side")
 
 
 @dataclass(frozen=True)
@@ -41,7 +44,8 @@ class CorpusUpdate:
         add: inputs to add; those that the corpus already has are skipped.
         remove: uris of inputs to remove; their items stay in the plan as ``removed``.
         retry: a reason, or :data:`ANY_REASON`: items that failed for it are tried again. Where probing failed or the
-            file has changed, the video is probed again.
+            file has changed, the video is probed again. Limits may be higher than those of the plan; its next
+            generation records them.
     """
 
     add: tuple[str, ...] | None = None
@@ -81,11 +85,11 @@ def update_videos(stage: VideoStage[AnyVideoRow], update: CorpusUpdate, out: Pat
 
     Raises:
         UsageError: an input cannot be listed, was changed since it was planned, or is not there to be removed; or the
-            corpus was made by another tokenizer.
+            corpus was made by another tokenizer, or under other limits.
         JobStopped: another driver has changed the corpus in the meantime.
     """
     plan = read_plan(out)
-    _refuse_other_identity(stage, plan, out)
+    _refuse_other_identity(stage, plan, update, out)
     try:
         if update.add is not None:
             return _add(stage, plan, list(update.add), out, runtime)
@@ -107,20 +111,32 @@ def retry_rows(stage: ClipStage | ListedStage[Any], update: CorpusUpdate, out: P
         UsageError: the corpus was made by another tokenizer or function, or from something else.
     """
     plan = read_plan(out)
-    _refuse_other_identity(stage, plan, out)
+    _refuse_other_identity(stage, plan, update, out)
     failed = _failed_keys(plan, stage.row, update.retry, out)
     rows = [row for row in plan.rows(stage.row) if row.key in failed]
-    info(f"{counted(len(failed), 'failed items')}, {len(rows)} to retry")
+    info(f"{counted(len(failed), 'failed items')} to retry")
     return extend_plan(out, plan, plan.made_from, RowCodec(stage.row).to_table(rows)) if rows else plan
 
 
-def _refuse_other_identity(stage: Stage[Any], plan: Plan, out: Path) -> None:
+def _refuse_other_identity(stage: Stage[Any], plan: Plan, update: CorpusUpdate, out: Path) -> None:
     identity = {name: value for name, value in stage.identity().items() if name in plan.made_from}
-    if found := list(differences("", {name: plan.made_from[name] for name in identity}, identity)):
-        raise UsageError(
-            f"{out} was made with other weights or settings: {'; '.join(found)}. "
-            "Give the --checkpoint or the function that made it, or another --out"
-        )
+    planned = {name: plan.made_from[name] for name in identity}
+    if update.retry and "limits" in planned:
+        planned["limits"] = planned["limits"] | _raised(planned["limits"], identity["limits"])
+    if found := list(differences("", planned, identity)):
+        remedy = "Give the --checkpoint or the function that made it, or another --out"
+        if all(each.startswith("limits.") for each in found):
+            remedy = f"Leave limits out; --retry-failed may raise {', '.join(_RAISABLE_LIMITS)}"
+        raise UsageError(f"{out} was made with other weights or settings: {'; '.join(found)}. {remedy}")
+
+
+def _raised(planned: dict[str, Any], limits: dict[str, Any]) -> dict[str, Any]:
+    """The limits that are higher than the planned ones. Plans leave out some that are default."""
+    return {
+        name: limits[name]
+        for name in _RAISABLE_LIMITS
+        if name in limits and limits[name] > planned.get(name, getattr(Limits, name))
+    }
 
 
 def _add(stage: VideoStage[AnyVideoRow], plan: Plan, inputs: list[str], out: Path, runtime: Runtime) -> Plan:
@@ -187,8 +203,14 @@ def _retry(stage: VideoStage[AnyVideoRow], plan: Plan, reason: str | None, out: 
     # Items that the file no longer contains stay in the plan, unless an earlier update has removed them.
     gone = (row for row in unclaimed.values() if row.reason not in {REMOVED, GONE})
     rows += [row.leave_out(GONE, "is no longer in the file") for row in gone]
-    info(f"{counted(len(failed), 'failed items')}, {len(rows)} to retry")
-    return _extend(stage, plan, fingerprint, rows, out) if rows else plan
+    # A video that is planned again may have other items than before, or fail as it did.
+    again = f": {counted(sum(not row.reason for row in rows), 'items')} to make" if probe else ""
+    info(f"{counted(len(failed), 'failed items')} to retry{again}")
+    if not rows:
+        # Else the next retry would take the failures that these parts hold.
+        remove_parts(out)
+        return plan
+    return _extend(stage, plan, fingerprint, rows, out)
 
 
 def _probe_again(

@@ -49,7 +49,7 @@ class Backend(Protocol):
         """Reject a job that the cluster cannot run.
 
         Args:
-            dry_run: whether the job is only shown; the scheduler's client is then not required.
+            dry_run: whether the job is only shown; the scheduler and its client are then not required.
 
         Raises:
             UsageError: a resource is missing or exceeds the cluster, or the scheduler's client is not installed.

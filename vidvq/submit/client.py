@@ -8,12 +8,15 @@ from pathlib import Path
 from typing import Any
 
 from vidvq.errors import UsageError
+from vidvq.log import warn
 from vidvq.storage import make_folder
 from vidvq.submit.backend import Backend, Status, get_backend
 from vidvq.submit.job_directory import JobDirectory, config_text, read_job
 from vidvq.submit.spec import Job, refuse_control_characters
 
 _POLL_S = 0.5
+# Backends whose nodes have the same paths, and whether this machine is certain to have them too.
+_SAME_PATHS = {"local": True, "slurm": True, "ssh": False}
 
 
 @dataclass(frozen=True)
@@ -137,7 +140,21 @@ def _checked(job: Job, path: Path, dry_run: bool) -> tuple[Backend, JobDirectory
         if name not in backend.takes:
             raise UsageError(f"{name}={value!r} is not supported by the {job.backend} backend; remove it")
     backend.check(job, dry_run)
+    _check_training_data(job, dry_run)
     return backend, directory
+
+
+def _check_training_data(job: Job, dry_run: bool) -> None:
+    """Refuse, or where the job need not see the files of this machine, warn of training data that is not there."""
+    if job.backend not in _SAME_PATHS:
+        return
+    for path, name in job.training_data.items():
+        if Path(path).exists():
+            continue
+        if dry_run or not _SAME_PATHS[job.backend]:
+            warn(f"{name}={path} does not exist on this machine; the nodes of the job need it")
+        else:
+            raise UsageError(f"{name}={path} does not exist; set it to a directory that all nodes of the job see")
 
 
 def _opened(path: Path) -> tuple[Backend, JobDirectory, dict[str, Any]]:

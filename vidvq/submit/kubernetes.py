@@ -28,7 +28,8 @@ _RETRIES = 3
 # User of the image that docker/Dockerfile builds; also the group of the mounted volumes.
 _USER = 1000
 _GIB_PER_CPU = 2
-_SHM_LIMIT = "16Gi"
+# Ray's object store and the data workers of training use it; the container's own has 64 MiB.
+_SHM_SIZE = "16Gi"
 # Finished jobs, and their pods and logs, are deleted after this time.
 _KEEP_S = 7 * 86400
 # Paths of the container's own system, and of other mounts.
@@ -38,7 +39,9 @@ _SYSTEM = frozenset("bin boot dev etc lib lib32 lib64 opt proc root run sbin sys
 class Backend:
     """Submits the job with kubectl. See :class:`vidvq.submit.backend.Backend`."""
 
-    takes = frozenset({"nodes", "gpus", "cpus", "queue", "image", "namespace", "volumes", "secrets"})
+    takes = frozenset(
+        {"nodes", "gpus", "cpus", "memory", "shm_size", "queue", "image", "namespace", "volumes", "secrets"}
+    )
 
     def check(self, job: Job, dry_run: bool) -> None:
         if not job.resources.image:
@@ -48,8 +51,12 @@ class Backend:
         mounts = [volume.partition(":")[2] for volume in job.resources.volumes]
         for mount, volume in zip(mounts, job.resources.volumes, strict=True):
             _check_mount(mount, volume)
-        if shared_out(job) and not any(PurePosixPath(job.out).is_relative_to(mount) for mount in mounts):
-            warn(f"out={job.out} is in no --volume: it is lost with its pod, unless the cluster mounts a volume there")
+        effects = {f"{name}={path}": (path, "pods cannot read it") for path, name in job.training_data.items()}
+        if shared_out(job):
+            effects[f"out={job.out}"] = job.out, "it is lost with its pod"
+        for setting, (path, effect) in effects.items():
+            if not any(PurePosixPath(path).is_relative_to(mount) for mount in mounts):
+                warn(f"{setting} is in no --volume: {effect}, unless the cluster mounts a volume there")
         if not dry_run:
             _find_kubectl()
 
@@ -152,12 +159,13 @@ def _ray_job(job: Job) -> dict[str, Any]:
 def _pod(job: Job, command: list[str] | None) -> dict[str, Any]:
     requested = job.resources
     limits = {"nvidia.com/gpu": str(requested.gpus)} if requested.gpus else {}
-    requests = {"memory": f"{_GIB_PER_CPU * (requested.cpus or 4)}Gi"}
+    requests = {"memory": requested.memory or f"{_GIB_PER_CPU * (requested.cpus or 4)}Gi"}
+    limits |= {"memory": requested.memory} if requested.memory else {}
     requests |= {"cpu": str(requested.cpus)} if requested.cpus else {}
     mounts = [{"name": "files", "mountPath": _MOUNT_PATH, "readOnly": True}, {"name": "shm", "mountPath": "/dev/shm"}]
     volumes: list[dict[str, Any]] = [
         {"name": "files", "configMap": {"name": job.name}},
-        {"name": "shm", "emptyDir": {"medium": "Memory", "sizeLimit": _SHM_LIMIT}},
+        {"name": "shm", "emptyDir": {"medium": "Memory", "sizeLimit": requested.shm_size or _SHM_SIZE}},
     ]
     for number, volume in enumerate(requested.volumes):
         claim, _, path = volume.partition(":")

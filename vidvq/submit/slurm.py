@@ -8,6 +8,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from vidvq.errors import StoreError, UsageError
+from vidvq.log import warn
 from vidvq.submit.backend import Status
 from vidvq.submit.detached import read_from
 from vidvq.submit.job_directory import JobDirectory
@@ -39,17 +40,25 @@ class Backend:
             if dry_run:
                 return
             raise UsageError("sbatch is not on the path; submit from a node of the Slurm cluster")
+        try:
+            partitions = _run("sinfo", "--noheader", "--format=%P|%D")
+        except StoreError as error:
+            if not dry_run:
+                raise
+            warn(f"{error}; the partition and the number of nodes are not checked")
+            return
         sizes: dict[str, int] = {}
         default = None
-        for line in _run("sinfo", "--noheader", "--format=%P|%D").splitlines():
+        for line in partitions.splitlines():
             name, _, count = line.strip().partition("|")
             if name.endswith("*"):
                 default = name = name.removesuffix("*")
             sizes[name] = sizes.get(name, 0) + int(count)
         queue = job.resources.queue or default
         if job.resources.queue and queue not in sizes:
-            partitions = ", ".join(sorted(sizes))
-            raise UsageError(f"queue={queue!r} is not a partition of this cluster; choose one of {partitions}")
+            raise UsageError(
+                f"queue={queue!r} is not a partition of this cluster; choose one of {', '.join(sorted(sizes))}"
+            )
         if queue in sizes and job.resources.nodes > sizes[queue]:
             raise UsageError(f"nodes={job.resources.nodes} exceeds the {sizes[queue]} nodes of partition {queue}")
 

@@ -1,12 +1,13 @@
 """Specification of a job: a vidvq command, its settings, and the resources it requests."""
 
 import re
+from collections.abc import Iterable
 from dataclasses import dataclass, fields
 from typing import Any, ClassVar
 
 from vidvq.config import to_dict
 from vidvq.errors import UsageError
-from vidvq.storage import canonical_json, sha256_bytes
+from vidvq.storage import canonical_json, is_remote, resolve_path, sha256_bytes
 
 # Slurm's own default limit.
 MOST_IN_ARRAY = 1000
@@ -14,6 +15,7 @@ MOST_IN_ARRAY = 1000
 _TRAINING = ("train", "generate train")
 VERBS = (*_TRAINING, "shard", "tokenize")
 _TIME = re.compile(r"(\d+-)?\d{1,3}:\d{2}:\d{2}")
+_SIZE = re.compile(r"[1-9]\d*[GM]i", re.ASCII)
 _PLAIN = re.compile(r"[A-Za-z0-9][\w.-]*")
 _IMAGE = re.compile(r"[A-Za-z0-9][\w.:/@-]*", re.ASCII)
 _VOLUME = re.compile(r"[a-z0-9][a-z0-9.-]*:/[^:]*")
@@ -34,6 +36,9 @@ class Resources:
         queue: Slurm partition or Kueue queue; None for the default.
         address: URL of a Ray cluster's job server, ``http://HOST:8265``.
         hostfile: absolute path of a file with lines of ``host slots=8``.
+        memory: request and limit of a Kubernetes pod, such as ``64Gi``; None for a request of 2 GiB per CPU core and no
+            limit.
+        shm_size: largest size of ``/dev/shm`` of a Kubernetes pod, such as ``32Gi``; None for 16 GiB.
         image: container image for Kubernetes.
         namespace: Kubernetes namespace; None for the current one.
         volumes: persistent volume claims to mount in all pods, each ``CLAIM:/path``.
@@ -48,6 +53,8 @@ class Resources:
     queue: str | None = None
     address: str | None = None
     hostfile: str | None = None
+    memory: str | None = None
+    shm_size: str | None = None
     image: str | None = None
     namespace: str | None = None
     volumes: tuple[str, ...] = ()
@@ -64,6 +71,9 @@ class Resources:
             raise UsageError(f"array={self.array} must be 1 to {MOST_IN_ARRAY}")
         if self.time is not None and not _TIME.fullmatch(self.time):
             raise UsageError(f"time={self.time!r} must be H:MM:SS or D-HH:MM:SS")
+        for name in ("memory", "shm_size"):
+            if (value := getattr(self, name)) is not None and not _SIZE.fullmatch(value):
+                raise UsageError(f"{name}={value!r} must be a number of Gi or Mi, such as 64Gi")
         for name in ("queue", "namespace"):
             if (value := getattr(self, name)) is not None and not _PLAIN.fullmatch(value):
                 raise UsageError(f"{name}={value!r} must consist of letters, digits and . _ -")
@@ -132,6 +142,13 @@ class Job:
     def is_training(self) -> bool:
         """Whether the job runs under torchrun, saves when it is stopped, and resumes."""
         return self.verb in _TRAINING
+
+    @property
+    def training_data(self) -> dict[str, str]:
+        """Names of settings by the local directories that they name for training to read."""
+        name = "clips" if self.verb == "train" else "tokens"
+        given: Iterable[str] = self.settings.get("data", {}).get(name, ()) if self.is_training else ()
+        return {path: f"data.{name}" for path in given if not is_remote(resolve_path(path))}
 
     @property
     def processes(self) -> int:

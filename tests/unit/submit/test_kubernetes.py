@@ -108,6 +108,33 @@ def test_a_ray_job_has_a_pod_for_each_node(nodes):
     assert made["RayJob"]["metadata"]["namespace"] == "ml"
 
 
+@pytest.mark.parametrize("verb", VERBS)
+def test_memory_and_shared_memory_are_those_asked_for(verb):
+    made = objects(replace(job_of(verb), resources=replace(ASKED, cpus=4, memory="96Gi", shm_size="40960Mi")))
+    if "train" in verb:
+        groups = [made["Job"]["spec"]]
+        kubernetes_validate.validate(made["Job"], "1.37", strict=True)
+    else:
+        cluster = made["RayJob"]["spec"]["rayClusterSpec"]
+        groups = [cluster["headGroupSpec"], *cluster["workerGroupSpecs"]]
+    for group in groups:
+        (container,) = group["template"]["spec"]["containers"]
+        assert container["resources"] == {"requests": {"memory": "96Gi", "cpu": "4"}, "limits": {"memory": "96Gi"}}
+        assert {"name": "shm", "mountPath": "/dev/shm"} in container["volumeMounts"]
+        shm = {"name": "shm", "emptyDir": {"medium": "Memory", "sizeLimit": "40960Mi"}}
+        assert shm in group["template"]["spec"]["volumes"]
+        pod = {"apiVersion": "v1", "kind": "Pod", "metadata": {"name": "pod"}, "spec": group["template"]["spec"]}
+        kubernetes_validate.validate(pod, "1.37", strict=True)
+
+
+@pytest.mark.parametrize("size", ["64", "64GB", "0Gi", "1.5Gi", "-1Gi", "64Gi\n", "٣Gi"])
+def test_a_size_is_a_number_of_gi_or_mi(size, vidvq, demo_videos, tmp_path):
+    command = ["submit", "shard", demo_videos, "--out", tmp_path / "o", "--backend", "kubernetes", "--image", "i"]
+    for option in ("memory", "shm-size"):
+        ran = vidvq(*command, f"--{option}={size}", "--dry-run")
+        assert ran.code == 2 and f"{option.replace('-', '_')}={size!r} must be a number of Gi or Mi" in ran.error
+
+
 @pytest.mark.parametrize("path", ["/", "/etc", "/etc/vidvq", "/dev/shm", "/proc/1", "/usr/lib", "/data/../etc"])
 def test_a_volume_over_the_system_is_refused(path):
     job = replace(job_of("shard"), resources=replace(ASKED, volumes=(f"data:{path}",)))

@@ -15,6 +15,7 @@ import yaml
 from tests.helpers.submitted_runs import TINY_GENERATOR, has_ended, read_log, wait_until
 from vidvq import __version__
 from vidvq.config import to_dict, validate
+from vidvq.errors import StoreError
 from vidvq.formats.checkpoint import list_steps
 from vidvq.formats.generator import read_generator
 from vidvq.submit import Job, Resources, Submitted, cancel, preview, status, submit, wait
@@ -75,6 +76,20 @@ def test_a_dry_run_for_slurm_needs_no_slurm(there, demo_videos, monkeypatch, vid
     ran = vidvq(*command, "--dry-run")
     assert (ran.code, "#SBATCH --nodes=2" in ran.out, list(there.iterdir())) == (0, True, [])
     assert "sbatch is not on the path" in vidvq(*command).error
+
+
+def test_a_dry_run_for_slurm_needs_no_controller(there, demo_videos, monkeypatch, vidvq):
+    def fail(*command):
+        raise StoreError(f"{command[0]} failed: no controller")
+
+    monkeypatch.setattr("vidvq.submit.slurm.shutil.which", lambda name: name)
+    monkeypatch.setattr("vidvq.submit.slurm._run", fail)
+    command = ["submit", "shard", demo_videos / "train", "--out", "out", *SETTINGS, "--backend", "slurm", "--nodes", 2]
+    ran = vidvq(*command, "--dry-run")
+    assert (ran.code, "#SBATCH --nodes=2" in ran.out, list(there.iterdir())) == (0, True, [])
+    assert ran.err == ("warning: sinfo failed: no controller; the partition and the number of nodes are not checked\n")
+    ran = vidvq(*command)
+    assert ran.code == 1 and "sinfo failed" in ran.error
 
 
 def test_a_dry_run_prints_what_would_run_and_writes_nothing(there, demo_videos, vidvq):
@@ -240,6 +255,26 @@ def test_a_batch_that_the_processes_cannot_divide_is_refused(there, vidvq):
     assert ran.code == 2 and "batch_size=4" in ran.error
 
 
+def test_training_data_that_does_not_exist_is_refused_where_the_job_reads_it(there, monkeypatch, vidvq):
+    monkeypatch.setattr("vidvq.submit.slurm.Backend.check", lambda *job: None)
+    monkeypatch.setattr("vidvq.submit.slurm._run", lambda *command: "7")
+    monkeypatch.setattr("vidvq.submit.detached.DetachedBackend.submit", lambda *job: {})
+    (there / "hosts").write_text("a slots=1\n")
+    (there / "there").mkdir()
+    train = ["submit", "train", "demo", "--out", "out", "data.clips=[there,s3://bucket/clips,nowhere]"]
+    generate = ["submit", "generate", "train", "nowhere", "--out", "out"]
+    for command, name in ((train, "data.clips"), (generate, "data.tokens")):
+        for options in (["--backend", "local"], ["--backend", "slurm"]):
+            ran = vidvq(*command, *options)
+            assert ran.code == 2 and f"{name}={there / 'nowhere'} does not exist; set it to" in ran.error
+            assert not (there / "runs").exists()
+            ran = vidvq(*command, *options, "--dry-run")
+            assert ran.code == 0 and f"{name}={there / 'nowhere'} does not exist on this machine" in ran.err
+        # This machine need not have the paths of the hosts.
+        ran = vidvq(*command, "--backend", "ssh", "--hostfile", "hosts", "--job", f"ssh {name}")
+        assert ran.code == 0 and f"{name}={there / 'nowhere'} does not exist on this machine" in ran.err
+
+
 @pytest.mark.parametrize("verb", ["train", "generate train"])
 def test_training_starts_as_many_processes_as_gpus(tmp_path, verb):
     arguments = [str(tmp_path / "python"), str(tmp_path)]
@@ -267,9 +302,15 @@ def test_training_starts_as_many_processes_as_gpus(tmp_path, verb):
 def test_a_dry_run_of_training_shows_its_command_under_torchrun(there, vidvq, monkeypatch, command, expected, options):
     monkeypatch.setattr("vidvq.submit.slurm.shutil.which", lambda name: None if name == "sbatch" else name)
     (there / "hosts").write_text("a slots=1\nb slots=1\n")
+    (there / "data").mkdir()
     ran = vidvq("submit", *command, "--job", "run", "--dry-run", *options)
-    lost = f"out={there / 'out'} is in no --volume: it is lost with its pod, unless the cluster mounts a volume there"
-    assert (ran.code, ran.err) == (0, f"warning: {lost}\n" if "kubernetes" in options else "")
+    data = "data.clips" if "data.clips=data" in command else "data.tokens"
+    unmounted = {f"{data}={there / 'data'}": "pods cannot read it", f"out={there / 'out'}": "it is lost with its pod"}
+    warnings = "".join(
+        f"warning: {setting} is in no --volume: {effect}, unless the cluster mounts a volume there\n"
+        for setting, effect in unmounted.items()
+    )
+    assert (ran.code, ran.err) == (0, warnings if "kubernetes" in options else "")
     config, _, rest = ran.out.removeprefix(f"# ---- {there / 'run/config.yaml'}\n").partition("# ---- ")
     assert yaml.safe_load(config)["out"] == str(there / "out")
     if "kubernetes" in options:
