@@ -585,8 +585,8 @@ def test_evaluate_scores_the_generator_the_baselines_and_the_ceiling(
     few = ("--out", out, "--codes", codes, "clips=2", "samples=2", "training_samples=1")
     assert vidvq("generate", "evaluate", run, tokens_dir, *few).code == 0
     bits = json.loads(out.read_text())["bits"]
-    models, (first, second, *_) = NgramModels(card.tokenizer), codes_of(tokens_dir).values()
-    models.add(first[0])
+    first, second, *_ = codes_of(tokens_dir).values()
+    models = NgramModels(card.tokenizer, [first[0]])
     assert bits.keys() == {"predict", "uniform", "unigram", "bigram", "temporal"} and bits["uniform"] == 6
     assert bits.items() > models.bits([first[0], second[0]], given=2).items()
     assert read_code_statistics(codes).bits_by_time == [None, None, pytest.approx(bits["predict"])]
