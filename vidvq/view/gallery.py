@@ -11,6 +11,7 @@ import numpy as np
 import pyarrow.compute as pc
 import torch
 
+from vidvq.codebook import codebook_spans
 from vidvq.decode.batch import Clip, decode_together
 from vidvq.decode.config import default_batch
 from vidvq.decode.stream import open_tokenizer
@@ -210,8 +211,8 @@ class Gallery:
                 if left < 0 and self._grids:
                     break
                 self._grids[index] = codes
-                for t, group in enumerate(codes):
-                    np.add.at(usage[self.card.codebook_of(t).name], group, 1)
+                for book, groups in codebook_spans(self.card.codebooks):
+                    np.add.at(usage[book.name], codes[groups], 1)
                 bar.advance()
         self._spatial = most_used(self.card, usage)
         books = decode_atlas(self._tokenizer, self.card, usage)
