@@ -844,6 +844,7 @@ def test_conditions_come_from_columns_that_clips_carry(
     assert made[0] == made[1] and len(made[0]) == 2
     card = read_generator(run).card
     assert (card.labels, card.text) == (("cat", "dog"), "carried.caption")
+    assert "texts from the column carried.caption\n" in vidvq("inspect", run).out
     # A class has the same index in training, in an evaluation and in a request.
     data = TokenDataConfig((str(tokens),), batch_size=2, latents=2)
     pixels, label = PixelConfig((str(clips),)), ConditionConfig(label="carried.kind")

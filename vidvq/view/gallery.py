@@ -29,7 +29,7 @@ from vidvq.model.enlarge import shrink_frames
 from vidvq.video.decode import decode_clip
 from vidvq.video.write import TimedFrame
 from vidvq.view.atlas import decode_atlas, decode_patches, most_used
-from vidvq.view.pictures import jpeg_sheet, png_strip
+from vidvq.view.pictures import jpeg_sheet, png_strip, sheet_capacity
 from vidvq.view.search import SearchIndex
 
 # Longer samples are cut to this number of frames, those of large frames to this number of pixels.
@@ -195,9 +195,9 @@ class Gallery:
         }
 
     def _max_frames(self, codes: np.ndarray) -> int:
-        """Number of frames of a sample that are shown, if it has as many; ``codes`` is its grid."""
-        pixels = codes[0].size * self.card.spatial_factor**2
-        return max(min(MAX_FRAMES, _MAX_PIXELS // pixels), 1)
+        """Return the largest number of frames of a sample that are shown; ``codes`` is its grid."""
+        height, width = (side * self.card.spatial_factor for side in codes.shape[1:])
+        return max(min(MAX_FRAMES, _MAX_PIXELS // (height * width), sheet_capacity(height, width)), 1)
 
     def _count_codes(self) -> list[dict[str, Any]]:
         usage = {book.name: np.zeros(book.size, dtype=np.int64) for book in self.card.codebooks}
