@@ -240,7 +240,7 @@ def _to_tensor(frames: np.ndarray, device: Any) -> Any:
 
 
 def nominal_bits(codes: np.ndarray, card: TokenizerCard) -> float:
-    """Size of codes ``lt lh lw`` (bits): log2 of the codebook size for each."""
+    """Return the size of codes ``lt lh lw`` (bits): log2 of the codebook size for each."""
     return sum(codes[groups].size * log2(book.size) for book, groups in codebook_spans(card.codebooks))
 
 

@@ -272,7 +272,7 @@ class _TrainingLoop:
 
     def _evaluate(self, step: int, saves: bool) -> None:
         scores, shown = self.evaluator.score(self.trainer.average.state_dict())
-        # The best checkpoint is kept; weights without one would take its place.
+        # Only weights that are saved can be the best, because the best checkpoint is kept.
         best = saves and self.trainer.progress.record_score(self.evaluator.selection_score(scores))
         self.throughput.reset()
         if self.writer:
