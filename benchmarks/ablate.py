@@ -23,6 +23,7 @@ from flops import count_gflop
 from torch import Tensor, nn
 
 from vidvq import config as settings
+from vidvq.codebook import codebook_spans
 from vidvq.data import ClipDataset, DataConfig, iter_micro_batches
 from vidvq.formats.clip_shard import read_clips
 from vidvq.formats.plan import read_plan
@@ -393,8 +394,8 @@ def _score(tokenizer: VideoTokenizer, originals: list[Any]) -> dict[str, float]:
         found["ssim"].append(ssim(original, decoded))
         pairs = (rearrange(clip, "1 c t h w -> t c h w") for clip in (video, to_video(decoded)))
         found["perceptual"].append(float(distance(*pairs)))
-        for at, book in ((slice(0, 1), tokenizer.codebooks[0]), (slice(1, None), tokenizer.codebooks[-1])):
-            used.setdefault(book.name, []).append(codes[:, at].flatten())
+        for book, groups in codebook_spans(tokenizer.codebooks):
+            used.setdefault(book.name, []).append(codes[:, groups].flatten())
     use = {f"used_{name}": float(torch.cat(codes).unique().numel()) for name, codes in used.items()}
     bits = mean(tokenizer.bits_per_pixel(len(original), SIDE, SIDE) for original in originals)
     return {name: mean(values) for name, values in found.items()} | use | {"bits_per_pixel": bits}

@@ -1,5 +1,6 @@
-"""A codebook as the model, the token format and everything between them describe it. Imports nothing."""
+"""A codebook as the model, the token format and everything between them describe it. Imports nothing of vidvq."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 
@@ -15,3 +16,13 @@ class Codebook:
     name: str
     size: int
     offset: int
+
+
+def codebook_spans(books: Sequence[Codebook], first: bool = True) -> list[tuple[Codebook, slice]]:
+    """Return the codebook of frame 0 and that of the later groups, each with its latent frames.
+
+    Args:
+        books: codebooks of a tokenizer.
+        first: whether the latent frames start with frame 0.
+    """
+    return [(books[0], slice(1)), (books[-1], slice(1, None))] if first else [(books[-1], slice(None))]

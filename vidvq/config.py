@@ -166,7 +166,7 @@ def validate(kind: type[T], data: dict[str, Any], source: str = "config") -> T:
     try:
         return strict_adapter(kind).validate_python(data)
     except ValidationError as error:
-        # Of a union, pydantic has an error for each member.
+        # Pydantic reports an error for each member of a union.
         problems = list(dict.fromkeys(_problem(detail, data, kind) for detail in error.errors()))
         count = f"{len(problems)} wrong fields" if len(problems) > 1 else "1 wrong field"
         raise ConfigError(f"{source} has {count}: " + "; ".join(problems)) from error
@@ -216,7 +216,7 @@ def load(kind: type[T], path: str | Path | None, overrides: list[str], base: dic
     source = (f"{path} with the given settings" if overrides else str(path)) if path else "config"
     _refuse_infinite(data, source)
     config = validate(kind, data, source)
-    # A number may have been given as text, such as 1e400, which YAML takes for none.
+    # A number may have been given as text, such as 1e400, which is no number in YAML.
     _refuse_infinite(to_dict(config), source)
     return config
 
@@ -292,7 +292,7 @@ def _problem(detail: Any, data: dict[str, Any], kind: type) -> str:
     path: list[str] = []
     location = detail["loc"]
     if detail["type"] == "missing" and isinstance(location[-1], int):
-        # Of a list that is too short, the list is wrong.
+        # A list that is too short is wrong as a whole.
         location = location[:-1]
     found = find_type(kind, location)
     location = location[: found[0]] if found else location
@@ -308,7 +308,7 @@ def _problem(detail: Any, data: dict[str, Any], kind: type) -> str:
         known, given = [*_paths(settings_of(kind), data)], detail["input"]
         near = _nearest(name, known)
         if not near:
-            # Of a group that does not exist, the first setting may be known in another one.
+            # The first setting of an unknown group may exist in another group.
             name, given = next(leaves(given, name))
             near = _nearest(name, known)
         return f"{name}={_short(given)} is not a known field" + (f"; did you mean {near}?" if near else "")

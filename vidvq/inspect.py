@@ -36,7 +36,7 @@ from vidvq.log import counted, in_bytes
 from vidvq.storage import canonical_json, read_json
 
 _SHOWN = 10
-# Files that are described with the directory that they are of.
+# Files that are described with their directory.
 _RECORDS = ("summary.json", "metrics.json", "export.json", DECODE_SETTINGS)
 _REMEDY = "give a video, or a shard, plan, checkpoint or directory that vidvq wrote"
 
@@ -283,7 +283,7 @@ def _generator(generator: Generator) -> Iterator[str]:
     yield f"  fingerprint {generator.fingerprint}"
     yield f"  objective {card.objective}, tasks {', '.join(card.tasks)}"
     yield f"  trained on {'; '.join('x'.join(map(str, shape)) for shape in card.shapes)} latents, {card.fps:.3g} fps"
-    for name, column in (("classes", card.label), ("actions", card.actions)):
+    for name, column in (("classes", card.label), ("actions", card.actions), ("texts", card.text)):
         if column:
             yield f"  {name} from the column {column}" + (f": {', '.join(card.labels)}" if name == "classes" else "")
     yield from (f"  {line}" for line in _tokenizer(card.tokenizer))

@@ -19,8 +19,6 @@ from pydantic import JsonValue
 
 _ENTRY = re.compile(r"    (\w+(?:, \w+)*): (.*)")
 _NAMES = {int: "integer", float: "number", str: "text", bool: "true or false", JsonValue: "JSON value"}
-
-
 _LIMITS = ("ge", "gt", "le", "lt", "min_length")
 
 

@@ -1,5 +1,6 @@
 """Triton kernels, interpreted on the CPU: equal to plain torch up to rounding, and to themselves to the bit."""
 
+from contextlib import contextmanager
 from dataclasses import replace
 from itertools import pairwise
 from math import prod
@@ -30,6 +31,7 @@ from vidvq.model.kernels import norm as norm_kernels  # noqa: E402
 from vidvq.model.kernels.pointwise import pointwise  # noqa: E402
 from vidvq.model.kernels.spatial import spatial  # noqa: E402
 from vidvq.model.kernels.temporal import temporal  # noqa: E402
+from vidvq.model.kernels.tile import launch  # noqa: E402
 from vidvq.model.layers import SpatialConv, TemporalCache, TemporalConv  # noqa: E402
 from vidvq.model.quantize import QuantizerConfig, VQConfig  # noqa: E402
 from vidvq.model.quantize.search import nearest_codes_blockwise  # noqa: E402
@@ -211,6 +213,25 @@ def test_a_latent_depends_on_its_receptive_field_alone(dtype):
     margin = tokenizer.encoder.receptive_radius
     part = encode(tokenizer, video[:1, :, :, :, tokenizer.spatial_factor :])
     assert torch.equal(part[..., margin:], whole[:1, ..., 1 + margin :])
+
+
+def test_kernels_are_launched_on_the_device_of_their_input(monkeypatch):
+    current, launched = [], []
+
+    @contextmanager
+    def device_of(tensor):
+        current.append(tensor)
+        yield
+        current.pop()
+
+    class Kernel:
+        def __getitem__(self, grid):
+            return lambda *_, **__: launched.append(current[-1])
+
+    monkeypatch.setattr(torch.cuda, "device_of", device_of)
+    x = torch.zeros(4, 8)
+    launch(Kernel(), x, torch.zeros(16, 8), None, (4, 16))
+    assert len(launched) == 1 and launched[0] is x
 
 
 def test_tokens_do_not_depend_on_step_shapes_and_tiles(monkeypatch):

@@ -646,8 +646,8 @@ def test_evaluate_scores_the_generator_the_baselines_and_the_ceiling(
     few = ("--out", out, "--codes", codes, "clips=2", "samples=2", "training_samples=1")
     assert vidvq("generate", "evaluate", run, tokens_dir, *few).code == 0
     bits = json.loads(out.read_text())["bits"]
-    models, (first, second, *_) = NgramModels(card.tokenizer), codes_of(tokens_dir).values()
-    models.add(first[0])
+    first, second, *_ = codes_of(tokens_dir).values()
+    models = NgramModels(card.tokenizer, [first[0]])
     assert bits.keys() == {"predict", "uniform", "unigram", "bigram", "temporal"} and bits["uniform"] == 6
     assert bits.items() > models.bits([first[0], second[0]], given=2).items()
     assert read_code_statistics(codes).bits_by_time == [None, None, pytest.approx(bits["predict"])]
@@ -905,6 +905,7 @@ def test_conditions_come_from_columns_that_clips_carry(
     assert made[0] == made[1] and len(made[0]) == 2
     card = read_generator(run).card
     assert (card.labels, card.text) == (("cat", "dog"), "carried.caption")
+    assert "texts from the column carried.caption\n" in vidvq("inspect", run).out
     # A class has the same index in training, in an evaluation and in a request.
     data = TokenDataConfig((str(tokens),), batch_size=2, latents=2)
     pixels, label = PixelConfig((str(clips),)), ConditionConfig(label="carried.kind")

@@ -25,6 +25,7 @@ from vidvq.formats.token_shard import read_tokenizer_card, read_tokens
 from vidvq.view import Gallery, build_page
 from vidvq.view.atlas import decode_patches
 from vidvq.view.page import render
+from vidvq.view.pictures import jpeg_sheet
 from vidvq.view.serve import build_routes, make_server
 
 
@@ -306,6 +307,14 @@ def test_few_of_large_frames_are_shown(gallery, monkeypatch):
     assert len(gallery.clip(0)["starts"]) == 1
     for code in gallery.books[1]["codes"]:
         assert gallery.occurrences(1, code)["count"] and not gallery.occurrences(1, code)["places"]
+
+
+@pytest.mark.parametrize(("height", "width"), [(8, 8192), (8192, 8), (8, 16384), (16, 24)])
+def test_as_many_frames_are_shown_as_fit_a_sheet(gallery, height, width):
+    scale = gallery.card.spatial_factor
+    count = gallery._max_frames(np.zeros((99, height // scale, width // scale)))
+    assert 0 < count <= 129
+    jpeg_sheet(np.zeros((count, height, width, 3), dtype=np.uint8))
 
 
 def test_frames_of_a_larger_decoder_have_the_size_of_the_clip(tokens_dir, clips_dir, larger_decoder):

@@ -71,7 +71,7 @@ COMMANDS = (
     show_config,
 )
 
-# Those that do no work to resume.
+# Commands without work to resume.
 _READERS = frozenset({"view", "inspect", "verify", "convert", "config"})
 OK, FAILED, USAGE, BUG, INTERRUPTED, TERMINATED = 0, 1, 2, 70, 130, 143
 # Set on SIGTERM. Libraries replace the exception that ends the command: Ray's calls raise SystemExit(1).
@@ -101,7 +101,7 @@ for command in COMMANDS:
 def main() -> NoReturn:
     """Run the command line and exit."""
     if isinstance(sys.stdout, TextIOWrapper):
-        # Names are in any script; a stdout in another encoding shows what it lacks as escapes.
+        # File names may be in any script; characters that stdout cannot encode are escaped.
         sys.stdout.reconfigure(errors="backslashreplace")
     signal.signal(signal.SIGTERM, _terminate)
     _exit(run(sys.argv[1:]))
@@ -113,13 +113,13 @@ def _exit(code: int) -> NoReturn:
     Finalization ends a daemon thread that returns from a native library by unwinding its stack, and C++ then aborts the
     process ("terminate called without an active exception", code 134 instead of ``code``).
     """
-    # The command is over, and so is what a signal could stop.
+    # The command is over: there is nothing left to stop.
     signal.signal(signal.SIGTERM, signal.SIG_IGN)
     # Join threads, run what is registered for the exit (which ends child processes), and flush.
     threading._shutdown()  # pyright: ignore[reportAttributeAccessIssue, reportUnknownMemberType]
     atexit._run_exitfuncs()
     for stream in filter(None, (sys.stdout, sys.stderr)):
-        # A closed pipe has no reader to tell.
+        # A pipe whose reader has closed it needs no output.
         with suppress(OSError, ValueError):
             stream.flush()
     os._exit(code)

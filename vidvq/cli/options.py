@@ -14,9 +14,9 @@ from vidvq.formats.checkpoint import BUNDLED, resolve_checkpoint
 from vidvq.formats.plugin_reference import find_plugin
 from vidvq.settings import flow_yaml
 
-# As in :mod:`vidvq.jobs.update`, which is slow to import.
+# The same as in :mod:`vidvq.jobs.update`, which is slow to import.
 _ANY_REASON = "*"
-# Of a page, with its title.
+# Enough for the title of a page (bytes).
 _START_BYTES = 4096
 _OVERRIDE = re.compile(r"[A-Za-z_][\w.]*=")
 
@@ -41,8 +41,8 @@ class OutputFile(PathOrUrl):
     """Parameter type of a file to write at the end of a command; a place that cannot hold it is refused first.
 
     Args:
-        start: pattern of the start of such a file. A file that starts otherwise is not overwritten, unless it is empty
-            or at a URL; nor is what is no file, such as a pipe.
+        start: pattern of the start of such a file. Other files are not overwritten, unless they are empty or at a URL;
+            nor is anything but a regular file, such as a pipe.
     """
 
     name = "path or url"

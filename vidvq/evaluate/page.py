@@ -8,7 +8,7 @@ from pathlib import Path, PurePath
 import numpy as np
 
 from vidvq.evaluate.media import DIFFERENCE_GAIN, encode_jpeg, side_by_side, still_frames, still_sheet
-from vidvq.evaluate.scores import ClipScore, Evaluation, table
+from vidvq.evaluate.scores import ClipScore, Evaluation, Scores, table
 from vidvq.formats.clip_shard import ClipInfo
 from vidvq.html_page import data_uri, render_page
 
@@ -114,25 +114,24 @@ class WorstClips:
 
 
 def _rows(names: Sequence[str], scores: Sequence[ClipScore]) -> list[tuple[str, ...]]:
-    found = [(name, score) for name, score in zip(names, scores, strict=True)]
-    rows = [(name, *_cells(score.psnr, score.static_psnr, score.moving_psnr, score.ssim)) for name, score in found]
-    still = scores[0].mean_frame
-    if still:
-        rows.append(("mean frame", *_cells(still.psnr, still.static_psnr, still.moving_psnr, still.ssim)))
-    return rows
+    named: list[tuple[str, ClipScore | Scores]] = list(zip(names, scores, strict=True))
+    if still := scores[0].mean_frame:
+        named.append(("mean frame", still))
+    return [(name, *_cells(score)) for name, score in named]
 
 
-def _cells(psnr: float, static: float | None, moving: float | None, ssim: float) -> tuple[str, ...]:
-    return (*("-" if value is None else f"{value:.2f}" for value in (psnr, static, moving)), f"{ssim:.3f}")
+def _cells(score: ClipScore | Scores) -> tuple[str, ...]:
+    psnr = (score.psnr, score.static_psnr, score.moving_psnr)
+    return (*("-" if value is None else f"{value:.2f}" for value in psnr), f"{score.ssim:.3f}")
 
 
 def _curves(names: Sequence[str], scores: Sequence[ClipScore]) -> tuple[Curve, ...]:
     """Lines of PSNR by frame, all on one scale; none for a single frame."""
-    values = [value for score in scores for value in score.frame_psnr]
-    low, high = min(values), max(values)
     length = len(scores[0].frame_psnr)
     if length < 2:
         return ()
+    values = [value for score in scores for value in score.frame_psnr]
+    low, high = min(values), max(values)
     scale = (_CHART_HEIGHT - 2) / ((high - low) or 1)
     return tuple(
         Curve(

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
+from vidvq.codebook import codebook_spans
 from vidvq.evaluate.config import EvaluateConfig
 from vidvq.evaluate.protocols import PROTOCOLS
 from vidvq.formats.token_shard import TokenizerCard
@@ -239,9 +240,8 @@ def _to_tensor(frames: np.ndarray, device: Any) -> Any:
 
 
 def nominal_bits(codes: np.ndarray, card: TokenizerCard) -> float:
-    """Size of codes ``lt lh lw`` (bits): log2 of the codebook size for each."""
-    per_group = codes.shape[1] * codes.shape[2]
-    return sum(per_group * log2(card.codebook_of(t).size) for t in range(codes.shape[0]))
+    """Return the size of codes ``lt lh lw`` (bits): log2 of the codebook size for each."""
+    return sum(codes[groups].size * log2(book.size) for book, groups in codebook_spans(card.codebooks))
 
 
 def finish(name: str, card: TokenizerCard, scored: Iterable[tuple[ClipScore, np.ndarray]]) -> Evaluation:

@@ -179,7 +179,7 @@ def _export(tokens: Path, target: Target, out: Path, commit: Commit, layout: Lay
         raise UsageError(f"{path} is missing or differs from its commit record; run vidvq verify {tokens}")
     clips = ids = 0
 
-    def counted() -> Iterator[TokenSequence]:
+    def count() -> Iterator[TokenSequence]:
         nonlocal clips, ids
         for sequence in _sequences(path, layout):
             clips, ids = clips + 1, ids + len(sequence.ids)
@@ -187,7 +187,7 @@ def _export(tokens: Path, target: Target, out: Path, commit: Commit, layout: Lay
 
     record = record_path(out, stem)
     with unless_done(lambda: file_exists(record)):
-        paths = write_part(target, out, stem, counted(), commit.ok, layout.vocabulary)
+        paths = write_part(target, out, stem, count(), commit.ok, layout.vocabulary)
         if clips != commit.ok:
             raise UsageError(f"{path} has {clips} clips, its record has {commit.ok}; run vidvq verify {tokens}")
         files = tuple(PartFile(file.name, file.stat().st_size, sha256_file(file)) for file in paths)

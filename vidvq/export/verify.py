@@ -52,7 +52,6 @@ def verify_export(folder: str | Path) -> tuple[list[str], int]:
         found = [*damaged_files(folder, part)] or [*_content(folder, part, target, header.vocabulary, dtype)]
         problems += [f"{line}; {redo_hint(stem)}" for line in found]
     problems += _card_problems(folder, header) if header.samples else []
-    whole: dict[str, bytes] = {}
     if len(parts) == len(header.parts):
         if tokens_digest([part.shard_sha256 for part in parts]) != header.tokens_sha256:
             problems.append("export.json: its tokens_sha256 does not match the parts; export again")

@@ -31,10 +31,10 @@ class BatchPipeline(Protocol[Pending]):
         ...
 
 
-def write_the_rest(
+def begin_shard(
     task: ShardTask[AnyRow], draft: ShardDraft, copied: dict[str, int]
 ) -> tuple[OrderedShardWriter, list[AnyRow]]:
-    """Write the items of a shard that are not to be generated; return its writer and the rows to generate.
+    """Write the items of a shard that need no generation; return its writer and the rows to generate.
 
     Args:
         copied: takes the number of samples that are copied from an older version of the shard.
@@ -65,7 +65,7 @@ class Batches(Generic[Pending]):
         try:
             sample = prepare()
         except UsageError as error:
-            # What reads tokens names their shard and key itself.
+            # Errors of unreadable tokens name shard and key already.
             named = [] if row.key in str(error) else dict.fromkeys([row.origin, row.key])
             self._writer.put(Rejected("failed", Outcome(row.key, "bad_prompt", ": ".join([*named, str(error)]))))
             return

@@ -191,7 +191,7 @@ def read_actions(folders: Collection[str], name: str, keys: Collection[str] | No
             f"column {name} has {min(widths)} to {max(widths)} numbers per frame; all clips need the same number"
         )
     frames = np.concatenate(list(by_key.values()))
-    # In fp32 a constant has no deviation of exactly 0, and sums of many frames are cut off.
+    # In fp32 the deviation of a constant is not exactly 0, and sums over many frames lose digits.
     mean, scale = frames.mean(axis=0, dtype=np.float64), frames.std(axis=0, dtype=np.float64)
     scale[scale == 0] = 1
     rows, counts = np.unique(frames, axis=0, return_counts=True)

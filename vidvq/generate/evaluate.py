@@ -243,9 +243,7 @@ class _Evaluation:
                 bar.advance(len(clips))
         self.scores.bits = {name: nats[name] / tokens[name] / log(2) for name in nats if tokens[name]}
         if self.training:
-            models = NgramModels(self.card.tokenizer)
-            for codes in self.training:
-                models.add(codes)
+            models = NgramModels(self.card.tokenizer, self.training)
             self.scores.bits |= models.bits(self.codes, 0 if generates else given)
 
     def _alike(self) -> Iterator[list[tuple[str, np.ndarray]]]:

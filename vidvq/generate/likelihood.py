@@ -1,7 +1,6 @@
 """Bits per token of a generator, and of n-gram models to compare it with."""
 
 from collections.abc import Iterable, Sequence
-from math import log2
 
 import numpy as np
 import torch
@@ -11,6 +10,9 @@ from vidvq.formats.token_shard import TokenizerCard
 from vidvq.generate.examples import seeded_rng
 from vidvq.generate.objectives import stratified_masks
 from vidvq.generate.transformer import VideoTransformer
+
+# Models that condition a code on another one.
+_CONTEXTS = ("bigram", "temporal")
 
 
 @torch.no_grad()
@@ -56,32 +58,25 @@ def chosen_positions(chosen: Tensor, network: VideoTransformer) -> tuple[Tensor,
 
 
 class NgramModels:
-    """Unigram and bigram models of tokens, per codebook.
+    """Unigram and bigram models of tokens.
 
-    ``unigram`` models the frequency of each code. ``bigram`` conditions on the previous code in raster order,
-    ``temporal`` on the code at the same position of the previous latent frame; both back off to the unigram.
+    ``unigram`` models the frequency of each code in its codebook. ``bigram`` conditions on the previous code in raster
+    order, ``temporal`` on the code at the same position of the previous latent frame; both back off to the unigram.
+
+    Args:
+        samples: codes ``lt lh lw`` to count, of one or more samples.
     """
 
-    def __init__(self, card: TokenizerCard) -> None:
+    def __init__(self, card: TokenizerCard, samples: Sequence[np.ndarray]) -> None:
         self._card = card
-        self._unigram = [np.zeros(book.size) for book in card.codebooks]
-        self._totals = [0] * len(card.codebooks)
-        self._pairs: dict[str, dict[tuple[int, int, int, int], int]] = {"bigram": {}, "temporal": {}}
-        # For each context: the number of times it was seen, and of distinct codes that followed.
-        self._contexts: dict[str, dict[tuple[int, int, int], list[int]]] = {"bigram": {}, "temporal": {}}
-
-    def add(self, codes: np.ndarray) -> None:
-        """Count the codes ``lt lh lw`` of a sample."""
-        for book, frames in self._split_by_codebook(codes):
-            np.add.at(self._unigram[book], frames.ravel(), 1)
-            self._totals[book] += frames.size
-        for kind, entries in self._with_context(codes):
-            for context, code in entries:
-                seen = self._contexts[kind].setdefault(context, [0, 0])
-                count = self._pairs[kind].get((*context, code), 0)
-                self._pairs[kind][*context, code] = count + 1
-                seen[0] += 1
-                seen[1] += not count
+        self._offsets, self._sizes = np.array([(book.offset, book.size) for book in card.codebooks]).T
+        flat = [self._flatten(codes) for codes in samples]
+        self._counts = np.bincount(np.concatenate([ids.ravel() for ids in flat]), minlength=card.vocabulary)
+        # By model, the pairs that occur, ascending, and how often those before each occur together.
+        self._pairs: dict[str, tuple[np.ndarray, np.ndarray]] = {}
+        for name in _CONTEXTS:
+            pairs, counts = np.unique(np.concatenate([self._pair(name, ids) for ids in flat]), return_counts=True)
+            self._pairs[name] = pairs, np.concatenate([[0], np.cumsum(counts)])
 
     def bits(self, samples: Iterable[np.ndarray], given: int = 0) -> dict[str, float]:
         """Return the mean bits per token by model.
@@ -90,48 +85,43 @@ class NgramModels:
             samples: codes ``lt lh lw``.
             given: number of first latent frames that are context only.
         """
-        sums = {"uniform": 0.0, "unigram": 0.0, "bigram": 0.0, "temporal": 0.0}
-        tokens = 0
+        sums = dict.fromkeys(("uniform", "unigram", *_CONTEXTS), 0.0)
+        totals, tokens = np.add.reduceat(self._counts, self._offsets), 0
         for codes in samples:
-            context = codes[:given].size
-            tokens += codes.size - context
-            for book, frames in self._split_by_codebook(codes, given):
-                sums["uniform"] += frames.size * log2(self._card.codebooks[book].size)
-                sums["unigram"] -= float(np.log2(self._unigram_probabilities(book, frames)).sum())
-            for kind, entries in self._with_context(codes):
-                sums[kind] += sum(self._bits(kind, *entry) for entry in entries[context:])
+            ids, context = self._flatten(codes), codes[:given].size
+            scored = ids.ravel()[context:]
+            tokens += len(scored)
+            books = np.searchsorted(self._offsets, scored, side="right") - 1
+            offsets, sizes = self._offsets[books], self._sizes[books]
+            # Laplace smoothing: no code has probability 0.
+            unigram = (self._counts[scored] + 1) / (totals[books] + sizes)
+            sums["uniform"] += float(np.log2(sizes).sum())
+            sums["unigram"] -= float(np.log2(unigram).sum())
+            for name in _CONTEXTS:
+                pairs = self._pair(name, ids)[context:]
+                _, count = self._count(name, pairs, pairs + 1)
+                # A context is the code before, and the codebook of the code.
+                first = pairs - scored + offsets
+                followers, seen = self._count(name, first, first + sizes)
+                # The weight of the unigram is the number of distinct followers (Witten and Bell 1991).
+                weight = np.maximum(followers, 1)
+                sums[name] -= float(np.log2((count + weight * unigram) / (seen + weight)).sum())
         return {name: bits / max(tokens, 1) for name, bits in sums.items()}
 
-    def _bits(self, kind: str, context: tuple[int, int, int], code: int) -> float:
-        unigram = float(self._unigram_probabilities(context[0], code))
-        seen, followers = self._contexts[kind].get(context, (0, 0))
-        # The weight of the unigram is the number of distinct followers (Witten and Bell 1991).
-        count = self._pairs[kind].get((*context, code), 0)
-        return -log2((count + max(followers, 1) * unigram) / (seen + max(followers, 1)))
+    def _flatten(self, codes: np.ndarray) -> np.ndarray:
+        """Map codes ``lt lh lw`` to ids of the flat vocabulary over all codebooks."""
+        offsets = [self._card.codebook_of(t).offset for t in range(len(codes))]
+        return codes.astype(np.int64) + np.array(offsets)[:, None, None]
 
-    def _unigram_probabilities(self, book: int, codes: np.ndarray | int) -> np.ndarray:
-        # Laplace smoothing: no code has probability 0.
-        counts = self._unigram[book]
-        return (counts[codes] + 1) / (self._totals[book] + len(counts))
+    def _pair(self, name: str, ids: np.ndarray) -> np.ndarray:
+        """Number the pairs ``n`` of a code and the one that it is conditioned on: ids and 1 + ids, 0 at the start."""
+        flat = ids.ravel()
+        back = ids[0].size if name == "temporal" else 1
+        before = np.concatenate([np.zeros(back, dtype=np.int64), flat[:-back] + 1])
+        return before * self._card.vocabulary + flat
 
-    def _split_by_codebook(self, codes: np.ndarray, given: int = 0) -> list[tuple[int, np.ndarray]]:
-        last = len(self._card.codebooks) - 1
-        return [(0, codes[given:1]), (last, codes[max(given, 1) :])]
-
-    def _with_context(self, codes: np.ndarray) -> Iterable[tuple[str, list[tuple[tuple[int, int, int], int]]]]:
-        """Yield each model's contexts with the codes that follow.
-
-        A context is the codebook of the code, then codebook and value of the code before it; -1 for none.
-        """
-        last = len(self._card.codebooks) - 1
-        grid = np.broadcast_to(np.array([0] + [last] * (len(codes) - 1))[:, None, None], codes.shape)
-        flat, books = codes.ravel().astype(int).tolist(), grid.ravel().tolist()
-        area = codes.shape[1] * codes.shape[2]
-        for kind, back in (("bigram", 1), ("temporal", area)):
-            yield (
-                kind,
-                [
-                    ((books[i], books[i - back] if i >= back else -1, flat[i - back] if i >= back else -1), code)
-                    for i, code in enumerate(flat)
-                ],
-            )
+    def _count(self, name: str, low: np.ndarray, high: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """Return the number of distinct pairs from ``low`` to below ``high``, and their occurrences."""
+        pairs, before = self._pairs[name]
+        first, last = np.searchsorted(pairs, low), np.searchsorted(pairs, high)
+        return last - first, before[last] - before[first]

@@ -223,7 +223,7 @@ class _TrainingLoop:
         assert self.held_out is not None
         bits = self.held_out.measure(self.trainer.average.state_dict())
         # See vidvq.train.loop.
-        best = saves and self.trainer.record_loss(bits)
+        best = saves and self.trainer.progress.record_score(-bits)
         self._restart_clock()
         if self.writer:
             self.writer.scalars(step, {"held_out_bits": bits})

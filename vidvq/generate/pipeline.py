@@ -160,7 +160,7 @@ class GenerationPipeline:
                 "the result; set given= to less"
             )
         shape = (1 + -(-(frames - 1) // r), codes.shape[1], codes.shape[2])
-        made = replace(extend_times(info, frames), grid=shape, quality=None)
+        made = replace(extend_times(info, frames), grid=shape)
         return self._pending(key, codes[:prefix], self._condition(conditions, shape[0]), made)
 
     def from_pixels(

@@ -18,7 +18,7 @@ import numpy as np
 from vidvq.corpus.frames import ClipFrames, DecodeMessage, ItemInfo, VideoFrames, decode_items
 from vidvq.errors import UsageError
 from vidvq.formats.commit import Outcome, ShardDraft, commit_shard
-from vidvq.generate.batches import Batches, write_the_rest
+from vidvq.generate.batches import Batches, begin_shard
 from vidvq.generate.conditions import ClipCondition
 from vidvq.jobs.shard_writer import OrderedShardWriter, Rejected
 from vidvq.jobs.stage import AnyRow, ShardResult, ShardTask
@@ -80,7 +80,7 @@ class PixelWorker(Generic[AnyRow]):
     def _fill(
         self, task: ShardTask[AnyRow], frames_job: FramesJobOf[AnyRow], copied: dict[str, int], draft: ShardDraft
     ) -> None:
-        writer, rows = write_the_rest(task, draft, copied)
+        writer, rows = begin_shard(task, draft, copied)
         left, deaths, batches = deque(rows), Deaths(), Batches(self._pipeline, writer)
         while left:
             death = self._take(frames_job, left, batches, writer)

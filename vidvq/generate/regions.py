@@ -145,14 +145,13 @@ def _margins(box: tuple[int, int, int, int], h: int, w: int) -> tuple[tuple[int,
 def _interpolate(
     config: InterpolateConfig, frames: np.ndarray, info: TokenInfo
 ) -> tuple[np.ndarray, np.ndarray, TokenInfo]:
+    step = config.every or len(frames)
     if config.insert:
         step = config.insert + 1
         frames, info = np.repeat(frames, step, axis=0)[: (len(frames) - 1) * step + 1], _insert_times(info, step)
-    t = len(frames)
-    step = config.insert + 1 if config.insert else config.every or t
     hidden = hide_between(frames.shape[:3], step).numpy()
     if not hidden.any():
-        raise UsageError(f"has {counted(t, 'frames')}, none between the given ones; use longer clips")
+        raise UsageError(f"has {counted(len(frames), 'frames')}, none between the given ones; use longer clips")
     return frames, hidden, info
 
 

@@ -367,7 +367,7 @@ class _Window:
         for end in reveal_counts(count, self.config.steps):
             prediction = predict(codes, mask)
             if by_confidence:
-                # All codes are drawn, revealed ones for nothing: which are left is known on the device alone.
+                # All codes are drawn, also those already revealed: only the device knows which are left.
                 uniform = self._uniform(digits + 1, count)
                 drawn, confidence = self._draw(prediction, order, uniform, area, books)
                 # Gumbel noise, annealed to 0 (Chang et al. 2022).
@@ -400,7 +400,7 @@ class _Window:
             books: codebooks of the latent frames that are drawn.
         """
         largest = max(max(self.network.digits[book]) for book in books)
-        # Of all samples the same positions, so that rounding does not depend on the place of a sample in its batch.
+        # The same positions of all samples, so that rounding does not depend on the place of a sample in its batch.
         size = max(_MAX_LOGITS // (largest * len(positions)), 1)
         drawn = [
             self._draw_part(prediction, positions[:, at : at + size], uniform[..., at : at + size], area, books)
@@ -419,7 +419,7 @@ class _Window:
         if len(books) == 1:
             drawn = self._draw_from(books[0], own, without, numbers)
         else:
-            # From both codebooks at each position: how many are in latent frame 0 is known on the device alone.
+            # From both codebooks at each position: only the device knows which are in latent frame 0.
             in_first = positions.flatten() < area
             parts = [
                 self._draw_from(book, own.only(where), without and without.only(where), numbers)

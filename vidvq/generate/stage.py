@@ -15,7 +15,7 @@ from vidvq.formats.rows import PlanRow
 from vidvq.formats.token_index import index_shard
 from vidvq.formats.token_location import TokenLocation
 from vidvq.formats.token_shard import CARD, PREFIX, encode_tokenizer_card
-from vidvq.generate.batches import Batches, BatchPipeline, write_the_rest
+from vidvq.generate.batches import Batches, BatchPipeline, begin_shard
 from vidvq.generate.conditions import ClipConditions
 from vidvq.generate.execution import CPU, GenerationExecution
 from vidvq.generate.requests import PredictConfig, RequestConfig, SampleConfig
@@ -261,7 +261,7 @@ class PromptWorker:
         return self._clock.result(commit, copied)
 
     def _fill(self, task: ShardTask[PromptRow], copied: dict[str, int], draft: ShardDraft) -> None:
-        writer, rows = write_the_rest(task, draft, copied)
+        writer, rows = begin_shard(task, draft, copied)
         batches, locations = Batches(self._pipeline, writer), self._stage.locations(task.rows[0].source)
         for row in rows:
             prepare = partial(self._stage.prepare_sample, self._pipeline, row, locations.get(row.key))

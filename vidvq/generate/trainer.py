@@ -132,13 +132,6 @@ class GeneratorTrainer:
         lr = self.config.optimizer.lr_at(self.progress.step - 1, self.config.steps)
         return {"lr": lr} | ({} if norm is None else {"grad_norm": float(norm)})
 
-    def record_loss(self, loss: float) -> bool:
-        """Record a held-out loss; return whether it is the lowest so far."""
-        best = self.progress.best is None or -loss > self.progress.best[0]
-        if best:
-            self.progress.best = (-loss, self.progress.step)
-        return best
-
     def _draw(self, examples: Examples) -> list[tuple[Tensor, Tensor]]:
         """Draw what is hidden of the micro-batches of this rank, once for a batch.
 

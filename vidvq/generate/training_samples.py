@@ -6,7 +6,7 @@ from pathlib import Path
 
 import numpy as np
 
-from vidvq.config import read_yaml
+from vidvq.config import leaves, read_yaml
 from vidvq.errors import UsageError
 from vidvq.formats.generator import GeneratorCard
 from vidvq.formats.token_index import index_tokens
@@ -18,8 +18,9 @@ def training_tokens(run: Path) -> list[Path]:
     """Return the directories of the training tokens that a run's config names; empty for a generator without a run."""
     for folder in (run, run.parent.parent):
         if (folder / "config.yaml").is_file():
-            named = read_yaml(folder / "config.yaml").get("data", {}).get("tokens", ())
-            return [resolve_path(given) for given in named]
+            named = dict(leaves(read_yaml(folder / "config.yaml"))).get("data.tokens")
+            # Another program may have written the file.
+            return [resolve_path(each) for each in named if isinstance(each, str)] if isinstance(named, list) else []
     return []
 
 

@@ -36,7 +36,7 @@ class GraphMemory:
         self._recorded: list[dict[_Key, _Graph]] = []
 
     def graphs(self) -> dict[_Key, _Graph]:
-        """Return the graphs of another call, none at first."""
+        """Return the dictionary for the graphs of one more call."""
         self._recorded.append({})
         return self._recorded[-1]
 

@@ -110,12 +110,7 @@ class Encoder(nn.Module):
     Args:
         config: stages of the network.
         layout: layout of patches and latents.
-
-    Attributes:
-        fused: whether the Triton kernels of :mod:`vidvq.model.kernels` compute it, without gradients.
     """
-
-    fused: bool = False
 
     def __init__(self, config: StackConfig, layout: CodecLayout) -> None:
         super().__init__()
@@ -156,12 +151,6 @@ class Encoder(nn.Module):
             video: ``b c (g t) h w`` in [-1, 1].
             cache: past frames of each layer; updated in place.
         """
-        if self.fused:
-            from vidvq.model.kernels.encoder import encode
-
-            # Triton launches on the current device, whichever the tensors are on.
-            with torch.cuda.device_of(video):
-                return encode(self, video, cache)
         x = run_stages(self.stages, self.stem(self.patch(video)), cache)
         latents = self.head(F.silu(self.norm(x)))
         if self.blocks is not None and self.linear is not None:

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from vidvq.arguments import as_integer
-from vidvq.codebook import Codebook
+from vidvq.codebook import Codebook, codebook_spans
 from vidvq.errors import UsageError
 from vidvq.model.pixels import check_dense
 from vidvq.model.step_shape import StepShape
@@ -365,9 +365,8 @@ class Tokenizer(nn.Module):
         self._check_device(codes, "codes")
         if torch.compiler.is_compiling() or not self.checks_range:
             return
-        books = self.codebooks
-        spans = [(codes[:, :1], books[0]), (codes[:, 1:], books[-1])] if first else [(codes, books[-1])]
-        for part, book in spans:
+        for book, frames in codebook_spans(self.codebooks, first):
+            part = codes[:, frames]
             if part.numel() and not 0 <= int(part.min()) <= int(part.max()) < book.size:
                 worst = int(part.min()) if int(part.min()) < 0 else int(part.max())
                 raise UsageError(

@@ -3,7 +3,6 @@
 from dataclasses import dataclass, replace
 
 from vidvq.arguments import as_integer
-from vidvq.errors import UsageError
 
 # Pixels of one call that fit a GPU of 40 GB with the largest configuration.
 _CALL_PIXELS = 1 << 27
@@ -28,9 +27,7 @@ class StepShape:
 
     def __post_init__(self) -> None:
         for name in ("streams", "groups", "max_pixels"):
-            as_integer(name, getattr(self, name))
-        if min(self.streams, self.groups, self.max_pixels) < 1:
-            raise UsageError(f"{self.streams} streams x {self.groups} groups must be at least 1 x 1")
+            as_integer(name, getattr(self, name), least=1)
 
     def for_frames(self, height: int, width: int, temporal_factor: int) -> "StepShape":
         """Return the shape for frames of a size, with at most ``max_pixels`` pixels per call where that is possible.

@@ -41,14 +41,13 @@ def split_steps(tokenizer: Tokenizer, chunks: Iterable[Any], groups: int | None 
         if groups is None:
             groups = groups_per_step(tokenizer, chunk.shape[1:3])
         held.append(chunk)
-        wanted = StepShape(groups=groups).num_frames(tokenizer.temporal_factor, first)
-        while (count := sum(map(len, held))) >= wanted:
+        step_shape = StepShape(groups=groups)
+        while (count := sum(map(len, held))) >= (wanted := step_shape.num_frames(tokenizer.temporal_factor, first)):
             # Steps of one group need no buffer: the encoder splits a chunk itself.
             taken = count - count % wanted if groups == 1 and not first else wanted
             step, held = _split(held, taken)
             yield step
             first = False
-            wanted = StepShape(groups=groups).num_frames(tokenizer.temporal_factor, first)
     if held:
         yield held
 

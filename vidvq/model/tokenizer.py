@@ -9,6 +9,7 @@ of the batch.
 
 from collections.abc import Callable
 from dataclasses import replace
+from functools import partial
 from typing import Any, ClassVar, NamedTuple
 
 import torch
@@ -84,6 +85,7 @@ class VideoTokenizer(Tokenizer):
         decode = LookaheadDecoder if self.lookahead else StreamDecoder
         self._stream_decoder = decode(config, self.decoder, self.quantizer)
         self._compiled_pass: Callable[[Tensor], Reconstruction] | None = None
+        self._uses_triton = False
 
     @property
     def codebooks(self) -> list[Codebook]:
@@ -145,7 +147,10 @@ class VideoTokenizer(Tokenizer):
         """See :meth:`Tokenizer.use_triton`."""
         if not HAS_TRITON:
             raise UsageError("Triton is not installed; install torch for CUDA, which brings it, or set kernels=torch")
-        self.encoder.fused = True
+        from vidvq.model.kernels.encoder import encode
+
+        self.encoder.forward = partial(encode, self.encoder)  # type: ignore[method-assign]
+        self._uses_triton = True
 
     def compile_steps(self, capture: bool = False, **options: Any) -> None:
         """See :meth:`Tokenizer.compile_steps`. Triton kernels need no compilation."""
@@ -158,7 +163,7 @@ class VideoTokenizer(Tokenizer):
             call = compile_graph(call, **options) if compiled else call
             return CapturedCall(call, memory) if capture else call
 
-        self._stream_encoder.call = prepare(self._stream_encoder.encode_call, not self.encoder.fused)
+        self._stream_encoder.call = prepare(self._stream_encoder.encode_call, not self._uses_triton)
         self._stream_decoder.call = prepare(self._stream_decoder.decode_call)
 
     @property

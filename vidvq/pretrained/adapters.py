@@ -259,7 +259,7 @@ class TorchScriptTokenizer(TokenizerAdapter):
 
 def adapter_kind(path: Path) -> str | None:
     """Return the kind of adapter that a folder needs, by its files and ``config.json``; None if it is not supported."""
-    config = read_json(path / "config.json") if file_exists(path / "config.json") else {}
+    config = _read_config(path)
     if not isinstance(config, dict):
         return None
     if config.get("format") == SCRIPT_FORMAT:
@@ -285,8 +285,7 @@ def load_adapter(path: Path) -> tuple[TokenizerAdapter, Fingerprints]:
     Raises:
         UsageError: a package or file is missing, or a file is damaged or does not match the config.
     """
-    kind = adapter_kind(path)
-    config = read_json(path / "config.json") if file_exists(path / "config.json") else {}
+    kind, config = adapter_kind(path), _read_config(path)
     try:
         tokenizer = _LOADERS[str(kind)](path, config)
         check_declaration(tokenizer)
@@ -297,6 +296,10 @@ def load_adapter(path: Path) -> tuple[TokenizerAdapter, Fingerprints]:
     arrays = {name: tensor.detach().numpy() for name, tensor in tokenizer.named_weights().items()}
     model = {"kind": kind} | {name: value for name, value in config.items() if name not in _INCIDENTAL}
     return tokenizer, fingerprint(model, PREPROCESSING, arrays)
+
+
+def _read_config(path: Path) -> Any:
+    return read_json(path / "config.json") if file_exists(path / "config.json") else {}
 
 
 def _load_emu3(path: Path, _: dict[str, Any]) -> TokenizerAdapter:

@@ -16,6 +16,7 @@ from safetensors.torch import save
 from torch import Tensor
 
 from vidvq.errors import UsageError
+from vidvq.pretrained.adapters import adapter_kind, load_adapter
 from vidvq.storage import attempt_path, is_remote, pretty_json, sync_folder, write_atomic
 
 _WEIGHTS = "model.safetensors"
@@ -213,8 +214,6 @@ def _serialize(tensors: dict[str, Tensor]) -> bytes:
 
 def _tokenizer_in(folder: Path, out: Path) -> str | None:
     """Load the folder if its config names a tokenizer, to prove that its names and shapes are right."""
-    from vidvq.pretrained.adapters import adapter_kind, load_adapter
-
     if not adapter_kind(folder):
         return None
     try:

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from vidvq.codebook import Codebook
+from vidvq.codebook import Codebook, codebook_spans
 from vidvq.errors import UsageError, is_out_of_memory
 from vidvq.model import StreamState, Tokenizer
 from vidvq.model.stream_state import check_state
@@ -75,9 +75,8 @@ def check_codes(tokenizer: Tokenizer, codes: Any, shape: Sequence[int], first: b
             f"codes are {str(codes.dtype).removeprefix('torch.')} {tuple(codes.shape)}; they must be int64 "
             f"{tuple(shape)}, b lt lh lw"
         )
-    books = tokenizer.codebooks
-    parts = [(codes[:, :1], books[0]), (codes[:, 1:], books[-1])] if first else [(codes, books[-1])]
-    for part, book in parts:
+    for book, frames in codebook_spans(tokenizer.codebooks, first):
+        part = codes[:, frames]
         if part.numel() and not 0 <= int(part.min()) <= int(part.max()) < book.size:
             raise UsageError(
                 f"codes are {int(part.min())} to {int(part.max())}; those of the {book.name} codebook must be 0 to "

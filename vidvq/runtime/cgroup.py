@@ -8,7 +8,7 @@ _MACHINE = Path("/proc/vmstat")
 
 
 def cpu_limit() -> float | None:
-    """Number of CPUs that the cgroup of this process may use, as of a container; None without a limit."""
+    """Number of CPUs that the cgroup of this process (a container, for example) may use; None without a limit."""
     try:
         quota, period = _find("cpu.max").read_text().split()
         return int(quota) / int(period)

@@ -1,4 +1,4 @@
-"""How often an item is tried again after the process that worked on it died."""
+"""Retries of an item after the death of the process that worked on it."""
 
 from time import sleep
 
@@ -25,7 +25,7 @@ class Deaths:
         """Count a death; False if the item is to be tried again, after a pause if the process was killed.
 
         Args:
-            left: number of items left, with the one that the process died on. The count starts anew when it changes.
+            left: number of items left, including the one that the process died on. A change resets the counts.
         """
         if left != self._left:
             self._left, self._crashes, self._kills = left, 0, 0

@@ -41,8 +41,8 @@ class _ParentGone(Exception):
 class Feeder:
     """Runs one generator after another in a child process, which is restarted after it dies.
 
-    Generators can be requested before the one before has ended, which are then run as soon as it has. Their results
-    must be consumed in the order of the requests.
+    A generator can be requested before the previous one has ended, and runs as soon as that one has. Results must be
+    consumed in the order of the requests.
     """
 
     def __init__(self) -> None:
@@ -116,8 +116,8 @@ class Feeder:
         """Return the process whose next results are those of a request."""
         if self._running and self._running.requested and self._running.requested[0] is request:
             return self._running
-        # The generator before did not end, because its process died or its consumer stopped. Another process may have
-        # been given the ones after this in the meantime.
+        # The previous generator did not end, because its process died or its consumer stopped. In the meantime, another
+        # process may have received the requests after this one.
         later = [each for each in self._running.requested if each is not request] if self._running else []
         if later:
             self._stop()
@@ -205,7 +205,7 @@ _idle: list[_Running] = []
 
 
 def _take_idle() -> _Running | None:
-    """An idle child process like the one that would be started now."""
+    """Return an idle child process that inherited what a new one would; None if there is none."""
     for index, running in enumerate(_idle):
         if running.inherits == _inheritance() and running.process.poll() is None:
             return _idle.pop(index)
@@ -213,7 +213,7 @@ def _take_idle() -> _Running | None:
 
 
 def _keep(running: _Running) -> None:
-    """Keep one idle child process: those that died, or that the present environment does not suit, are stopped."""
+    """Keep this child process for the next feeder; the one kept before is stopped."""
     _idle[:] = [running]
 
 

@@ -161,7 +161,7 @@ class RayPool:
 
 
 class _Queue:
-    """Items to start, of which workers can be told theirs in advance."""
+    """Items to start. A worker can be told its next item in advance."""
 
     def __init__(self, items: Iterable[Any]) -> None:
         self._source = iter(items)

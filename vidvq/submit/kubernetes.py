@@ -68,7 +68,7 @@ class Backend:
 
     def find(self, job: Job, directory: JobDirectory, attempt: int) -> dict[str, Any] | None:
         ids = _ids(job)
-        # One that has ended is in the way of the next attempt, which deletes it.
+        # A job that has ended is not found: the next attempt deletes it.
         return None if self.status(directory, ids).ended else ids
 
     def submit(self, job: Job, directory: JobDirectory, attempt: int) -> dict[str, Any]:

@@ -57,9 +57,7 @@ def probe_node(rank: int, shared: Path, nonce: str, gpus: int) -> NodeReport:
         nonce: random suffix of the marker file, which node 0 creates.
         gpus: GPUs required per node; if 0, torch is not loaded to count them.
     """
-    folder = shared
-    while not folder.is_dir():
-        folder = folder.parent
+    folder = _existing(shared)
     problem, free = None, 0.0
     try:
         free = shutil.disk_usage(folder).free / 2**30
@@ -220,14 +218,16 @@ def _receive(connection: socket.socket) -> Any:
 
 def remove_markers(shared: Path, nonce: str) -> None:
     """Remove the marker files of :func:`probe_node` from the shared path."""
-    folder = shared
-    while not folder.is_dir():
-        folder = folder.parent
-    for marker in folder.glob(f"{PREFLIGHT_MARKER}*"):
+    for marker in _existing(shared).glob(f"{PREFLIGHT_MARKER}*"):
         with suppress(OSError):
             # Markers of others are removed too, where their job was killed long ago.
             if marker.name.startswith(f"{PREFLIGHT_MARKER}{nonce}") or time.time() - marker.stat().st_mtime > _STALE_S:
                 marker.unlink()
+
+
+def _existing(path: Path) -> Path:
+    """Return the folder at an absolute path, or the nearest one above it."""
+    return next(folder for folder in (path, *path.parents) if folder.is_dir())
 
 
 def _count_gpus() -> int:

@@ -1,10 +1,9 @@
 """Codebook usage over a window of steps and all ranks."""
 
-from collections.abc import Iterator
-
 import torch
 from torch import Tensor
 
+from vidvq.codebook import codebook_spans
 from vidvq.metrics.codes import CodebookUsage, codebook_usage
 from vidvq.model import VideoTokenizer
 from vidvq.training.distributed import DistributedContext, all_reduce_sum
@@ -52,8 +51,8 @@ class UsageCounter:
 
     def add(self, codes: Tensor) -> None:
         """Count the codes ``b lt lh lw`` of a micro-batch on this rank."""
-        for name, part in self._split(codes):
-            count_codes(self.counts[name][1], part)
+        for book, frames in codebook_spans(self._books):
+            count_codes(self.counts[book.name][1], codes[:, frames])
 
     def finish_step(self, step: int) -> None:
         """Start a new window after step ``step`` if the current window is complete."""
@@ -107,10 +106,3 @@ class UsageCounter:
                 positions, saved = (state[f"{name}.{part}"].to(counts.device) for part in ("places", "counts"))
                 # Older states hold floats.
                 counts.view(-1)[positions] = saved.to(counts.dtype)
-
-    def _split(self, codes: Tensor) -> Iterator[tuple[str, Tensor]]:
-        if len(self._books) == 1:
-            yield self._books[0].name, codes
-            return
-        yield self._books[0].name, codes[:, :1]
-        yield self._books[1].name, codes[:, 1:]

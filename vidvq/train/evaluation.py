@@ -7,6 +7,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from vidvq.codebook import codebook_spans
 from vidvq.errors import UsageError
 from vidvq.formats.clip_shard import read_clips
 from vidvq.formats.plan import read_clip_plan
@@ -80,11 +81,10 @@ class Evaluator:
             decoded = to_frames(reconstruction)
             sums["psnr"] += psnr(frames, decoded)
             sums["ssim"] += ssim(frames, decoded)
-            sums["pixels"] += frames.shape[0] * frames.shape[1] * frames.shape[2]
-            for t, latent_frame in enumerate(codes[0]):
-                book = books[min(t, len(books) - 1)]
-                count_codes(counts[book.name], latent_frame)
-                sums["bits"] += latent_frame.numel() * log2(book.size)
+            sums["pixels"] += frames[..., 0].size
+            for book, groups in codebook_spans(books):
+                count_codes(counts[book.name], codes[:, groups])
+                sums["bits"] += codes[:, groups].numel() * log2(book.size)
             if self._perceptual:
                 parts = (each[0].transpose(0, 1).split(_COMPARED) for each in (video, reconstruction))
                 distances = [self._perceptual.per_frame(*pair) for pair in zip(*parts, strict=True)]
@@ -115,7 +115,7 @@ class Evaluator:
         """Format the scores in one line."""
         parts = [f"{scores['psnr']:.2f} dB", f"SSIM {scores['ssim']:.3f}", f"{scores['bits_per_pixel']:.4f} bits/pixel"]
         parts += [f"{self._distance} {scores['perceptual']:.3f}"] if "perceptual" in scores else []
-        used = [f"{value:.0%} of {name[6:]} codes" for name, value in scores.items() if name.startswith("usage_")]
+        used = [f"{scores[f'usage_{book.name}']:.0%} of {book.name} codes" for book in self._tokenizer.codebooks]
         return ", ".join(parts + used)
 
 

@@ -272,8 +272,8 @@ class _TrainingLoop:
 
     def _evaluate(self, step: int, saves: bool) -> None:
         scores, shown = self.evaluator.score(self.trainer.average.state_dict())
-        # The best checkpoint is kept; weights without one would take its place.
-        best = saves and self.trainer.record_score(self.evaluator.selection_score(scores))
+        # Only weights that are saved can be the best, because the best checkpoint is kept.
+        best = saves and self.trainer.progress.record_score(self.evaluator.selection_score(scores))
         self.throughput.reset()
         if self.writer:
             self.writer.scalars(step, {f"held_out_{name}": value for name, value in scores.items()})

@@ -7,6 +7,7 @@ Construction only allocates memory; it reads no files and does not change the ra
 import math
 from collections.abc import Callable
 from dataclasses import replace
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -199,13 +200,6 @@ class Trainer:
         lr = self.config.generator.lr_at(self.progress.step - 1, self.config.steps)
         return {"lr": lr} | {name: float(norm) for name, norm in norms.items() if norm is not None}
 
-    def record_score(self, score: float) -> bool:
-        """Record an evaluation score (larger is better); returns whether it is the best so far."""
-        best = self.progress.best is None or score > self.progress.best[0]
-        if best:
-            self.progress.best = (score, self.progress.step)
-        return best
-
     def _check_batch(
         self, video: Tensor, guarded: Tensor, discriminator_loss: Tensor | None, terms: dict[str, Tensor]
     ) -> Skipped | None:
@@ -262,7 +256,7 @@ class Trainer:
             lr = config.discriminator_optimizer.lr_at(max(step - start, 0), config.steps - start)
             set_lr(self._discriminator_engine, lr)
 
-    def _load_network(self, name: str, engine, state: TrainingState) -> None:
+    def _load_network(self, name: str, engine: Any, state: TrainingState) -> None:
         try:
             load_weights(engine, state.tensors.get(name, {}))
         except ValueError as error:

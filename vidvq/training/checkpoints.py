@@ -100,7 +100,7 @@ def _newest_complete(run: Path) -> int:
 def _prune(run: Path, step: int, keep: int, best: int | None) -> None:
     """Remove all checkpoints up to ``step`` except the ``keep`` newest ones and the one of step ``best``.
 
-    Later ones are damaged: the run has resumed from an earlier one. They take no place of those that it needs.
+    Later ones are damaged, because the run has resumed from an earlier one, and do not count as newest.
     """
     done = [folder for folder in list_steps(run) if _step_of(folder) <= step]
     for folder in done[:-keep]:

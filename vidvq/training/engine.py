@@ -236,7 +236,7 @@ def deepspeed_config(config: EngineSettings, optimizer: OptimizerConfig, ranks: 
     zero: dict[str, Any] = {"stage": config.zero_stage}
     if optimizer.offload:
         zero["offload_optimizer"] = {"device": "cpu", "pin_memory": torch.cuda.is_available()}
-    half = {"bf16": "bfloat16", "fp16": "float16"}.get(config.precision)
+    half = half_precision(config)
     return {
         "train_batch_size": config.data.batch_size,
         "train_micro_batch_size_per_gpu": config.data.micro_batch(ranks),
@@ -247,7 +247,7 @@ def deepspeed_config(config: EngineSettings, optimizer: OptimizerConfig, ranks: 
         # By default, ZeRO 1 to 3 would average the gradients of plain linear layers in half precision.
         "torch_autocast": {
             "enabled": half is not None,
-            "dtype": half or "bfloat16",
+            "dtype": str(half or torch.bfloat16).removeprefix("torch."),
             "lower_precision_safe_modules": [],
         },
         "steps_per_print": 1 << 60,

@@ -43,6 +43,13 @@ class Progress:
     rollbacks: int = 0
     best: tuple[float, int] | None = None
 
+    def record_score(self, score: float) -> bool:
+        """Record an evaluation score (larger is better); return whether it is the best so far."""
+        is_best = self.best is None or score > self.best[0]
+        if is_best:
+            self.best = (score, self.step)
+        return is_best
+
 
 @dataclass(frozen=True)
 class TrainingState:

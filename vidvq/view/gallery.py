@@ -11,6 +11,7 @@ import numpy as np
 import pyarrow.compute as pc
 import torch
 
+from vidvq.codebook import codebook_spans
 from vidvq.decode.batch import Clip, decode_together
 from vidvq.decode.config import default_batch
 from vidvq.decode.stream import open_tokenizer
@@ -28,7 +29,7 @@ from vidvq.model.enlarge import shrink_frames
 from vidvq.video.decode import decode_clip
 from vidvq.video.write import TimedFrame
 from vidvq.view.atlas import decode_atlas, decode_patches, most_used
-from vidvq.view.pictures import jpeg_sheet, png_strip
+from vidvq.view.pictures import jpeg_sheet, png_strip, sheet_capacity
 from vidvq.view.search import SearchIndex
 
 # Longer samples are cut to this number of frames, those of large frames to this number of pixels.
@@ -194,9 +195,9 @@ class Gallery:
         }
 
     def _max_frames(self, codes: np.ndarray) -> int:
-        """Number of frames of a sample that are shown, if it has as many; ``codes`` is its grid."""
-        pixels = codes[0].size * self.card.spatial_factor**2
-        return max(min(MAX_FRAMES, _MAX_PIXELS // pixels), 1)
+        """Return the largest number of frames of a sample that are shown; ``codes`` is its grid."""
+        height, width = (side * self.card.spatial_factor for side in codes.shape[1:])
+        return max(min(MAX_FRAMES, _MAX_PIXELS // (height * width), sheet_capacity(height, width)), 1)
 
     def _count_codes(self) -> list[dict[str, Any]]:
         usage = {book.name: np.zeros(book.size, dtype=np.int64) for book in self.card.codebooks}
@@ -210,8 +211,8 @@ class Gallery:
                 if left < 0 and self._grids:
                     break
                 self._grids[index] = codes
-                for t, group in enumerate(codes):
-                    np.add.at(usage[self.card.codebook_of(t).name], group, 1)
+                for book, groups in codebook_spans(self.card.codebooks):
+                    np.add.at(usage[book.name], codes[groups], 1)
                 bar.advance()
         self._spatial = most_used(self.card, usage)
         books = decode_atlas(self._tokenizer, self.card, usage)

@@ -23,9 +23,9 @@ from vidvq.view.pictures import png_strip
 from vidvq.view.serve import Route, one_at_a_time
 
 _TEMPLATE = Path(__file__).with_name("play.html.j2")
-# Rollouts that are kept; an older one cannot be continued.
+# Number of rollouts that are kept; older ones cannot be continued.
 _KEPT = 8
-# Longer rollouts start anew, so that their memory is bounded.
+# Longest rollout (latent frames), which bounds its memory.
 _MAX_LATENTS = 10_000
 
 

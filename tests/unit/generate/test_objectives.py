@@ -66,17 +66,39 @@ def test_a_network_that_knows_nothing_has_the_bits_of_its_codebooks(objective):
 def test_ngram_models_fit_frequencies_and_contexts():
     card = TokenizerCard("a", "b", (Codebook("joint", 8, 0),), 4, 8, {})
     still = np.tile(np.random.default_rng(0).permutation(8)[None, None], (30, 1, 1))
-    models = NgramModels(card)
-    models.add(still)
+    models = NgramModels(card, [still])
     bits = models.bits([still])
     # The first code of a clip has no context; later frames all have.
     assert models.bits([still], given=1)["temporal"] < bits["temporal"]
     assert bits["uniform"] == 3
     assert bits["unigram"] == pytest.approx(3, abs=0.01)
     assert bits["bigram"] < 0.5 and bits["temporal"] < 0.5
-    rare = NgramModels(card)
-    rare.add(np.zeros((30, 1, 8), dtype=int))
+    rare = NgramModels(card, [np.zeros((30, 1, 8), dtype=int)])
     assert rare.bits([np.zeros((5, 1, 8), dtype=int)])["unigram"] == pytest.approx(-log2(241 / 248))
+
+
+def test_ngram_models_back_off_by_the_number_of_distinct_followers():
+    card = TokenizerCard("a", "b", (Codebook("spatial", 5, 0), Codebook("temporal", 9, 5)), 4, 8, {})
+    rng = np.random.default_rng(0)
+
+    def draw():
+        return np.concatenate([rng.integers(0, 5, (1, 2, 3)), rng.integers(0, 9, (2, 2, 3))])
+
+    def pairs(codes, back):
+        flat = [(at >= 6, int(code)) for at, code in enumerate(codes.ravel())]
+        return [((code[0], flat[at - back] if at >= back else None), code) for at, code in enumerate(flat)]
+
+    samples, scored = [draw() for _ in range(4)], draw()
+    bits = NgramModels(card, samples).bits([scored], given=1)
+    for name, back in {"bigram": 1, "temporal": 6}.items():
+        seen = [pair for codes in samples for pair in pairs(codes, back)]
+        total = 0.0
+        for context, code in pairs(scored, back)[6:]:
+            followers = [after for before, after in seen if before == context]
+            unigram = (sum(after == code for _, after in seen) + 1) / (4 * 12 + 9)
+            weight = max(len(set(followers)), 1)
+            total -= log2((followers.count(code) + weight * unigram) / (len(followers) + weight))
+        assert bits[name] == pytest.approx(total / 12)
 
 
 def test_positions_are_in_the_order_of_the_losses():

@@ -6,7 +6,7 @@ import pytest
 from tests.helpers.generators import make_card
 from vidvq.formats.token_index import index_tokens
 from vidvq.formats.token_shard import read_tokenizer_card
-from vidvq.generate.training_samples import nearest_distances, read_training_samples
+from vidvq.generate.training_samples import nearest_distances, read_training_samples, training_tokens
 
 
 @pytest.mark.parametrize(("count", "expected"), [(1, [0]), (3, [0, 6, 12]), (13, range(13)), (99, range(13))])
@@ -18,6 +18,12 @@ def test_they_are_spread_evenly_over_the_training_tokens(tmp_path, tokens_dir, c
     assert all(
         np.array_equal(codes, locations[at].read(card.tokenizer)[0]) for codes, at in zip(found, expected, strict=True)
     )
+
+
+@pytest.mark.parametrize("content", ["{}", "data:", "data: folder", "data: {tokens: 3}", "data: {tokens: [3]}"])
+def test_the_config_of_another_program_names_no_training_tokens(tmp_path, content):
+    (tmp_path / "config.yaml").write_text(content)
+    assert training_tokens(tmp_path) == []
 
 
 def test_samples_are_compared_with_the_nearest_one_of_their_shape():

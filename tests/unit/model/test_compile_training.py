@@ -1,5 +1,8 @@
 """Encoding, decoding and the training forward pass are one graph each, in fp32 and bf16, on the CPU and on CUDA."""
 
+import sys
+from types import SimpleNamespace
+
 import pytest
 import torch
 from torch._subclasses.fake_tensor import FakeTensorMode
@@ -137,7 +140,9 @@ def test_triton_kernels_are_not_compiled(monkeypatch):
     compiled = []
     monkeypatch.setattr(torch, "compile", lambda call, **_: compiled.append(call.__name__))
     tokenizer = make("vq")
-    tokenizer.encoder.fused = True
+    monkeypatch.setattr("vidvq.model.tokenizer.HAS_TRITON", True)
+    monkeypatch.setitem(sys.modules, "vidvq.model.kernels.encoder", SimpleNamespace(encode=torch.clone))
+    tokenizer.use_triton()
     tokenizer.compile_steps()
     assert compiled == ["decode_call"]
 

@@ -107,8 +107,9 @@ def test_large_frames_take_fewer_streams_then_fewer_groups():
     assert str(shape.for_frames(512, 128, 4)) == "1x4"
     assert str(shape.for_frames(4096, 4096, 4)) == "1x1"
     assert str(StepShape(1, 8, max_pixels=8 * 4 * 64 * 64).for_frames(64, 64, 4)) == "1x8"
-    with pytest.raises(ValueError, match="0 streams x 1 groups must be at least 1 x 1"):
-        StepShape(0, 1)
+    for name in ("streams", "groups", "max_pixels"):
+        with pytest.raises(UsageError, match=f"{name}=0 must be 1 or more"):
+            StepShape(**{name: 0})
 
 
 @pytest.mark.parametrize(("streams", "bound"), [(1, 4), (8, 1)])

@@ -14,7 +14,7 @@ from vidvq.model.layers import Downsample, ResBlock, TemporalCache
 
 @torch.no_grad()
 def encode(encoder: Encoder, video: Tensor, cache: TemporalCache) -> Tensor:
-    """Encode complete groups, as :meth:`Encoder.forward` does up to rounding.
+    """Encode complete groups, as :meth:`Encoder.forward` does up to rounding; without gradients.
 
     Args:
         encoder: the network.

@@ -99,26 +99,28 @@ def launch(
     rows, inner = (128 if columns <= 256 else 64) if half else 32, (64 if half else 32) // (1 if columns <= 256 else 2)
     result = Result(x.new_empty(shape if keep else 0), x.new_empty(shape if norm is not None else 0))
     num_rows = prod(shape[:-1])
-    kernel[(triton.cdiv(num_rows, rows),)](
-        x.contiguous(),
-        weights,
-        bias,
-        residual,
-        result.sums if keep else None,
-        norm.weight if norm is not None else None,
-        norm.bias if norm is not None else None,
-        norm.eps if norm is not None else 0.0,
-        result.activated if norm is not None else None,
-        num_rows,
-        *geometry,
-        inputs=x.shape[-1],
-        outputs=outputs,
-        rows=rows,
-        columns=columns,
-        inner=inner,
-        precision="tf32" if torch.backends.cuda.matmul.allow_tf32 else "ieee",
-        num_warps=8 if columns >= 128 else 4,
-        num_stages=3,
-        **constants,
-    )
+    # Triton launches on the current device, whichever the tensors are on.
+    with torch.cuda.device_of(x):
+        kernel[(triton.cdiv(num_rows, rows),)](
+            x.contiguous(),
+            weights,
+            bias,
+            residual,
+            result.sums if keep else None,
+            norm.weight if norm is not None else None,
+            norm.bias if norm is not None else None,
+            norm.eps if norm is not None else 0.0,
+            result.activated if norm is not None else None,
+            num_rows,
+            *geometry,
+            inputs=x.shape[-1],
+            outputs=outputs,
+            rows=rows,
+            columns=columns,
+            inner=inner,
+            precision="tf32" if torch.backends.cuda.matmul.allow_tf32 else "ieee",
+            num_warps=8 if columns >= 128 else 4,
+            num_stages=3,
+            **constants,
+        )
     return result

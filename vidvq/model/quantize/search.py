@@ -26,7 +26,7 @@ def nearest_codes(latents: Tensor, codebook: Tensor) -> Tensor:
         Codes ``n`` int64.
     """
     if not len(latents):
-        # Images have no latents of later frames; neither search takes none.
+        # An image has no latents of later groups, and neither search takes an empty batch.
         return latents.new_zeros(0, dtype=torch.long)
     half_norms = codebook.square().sum(dim=1).mul(0.5)
     if latents.is_cuda and HAS_TRITON:

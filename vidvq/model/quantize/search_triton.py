@@ -90,7 +90,7 @@ def nearest_codes_fused(latents: Tensor, codebook: Tensor, half_norms: Tensor) -
     """Find the nearest code of each latent; ties resolve to the first code.
 
     Args:
-        latents: ``n d`` float32.
+        latents: ``n d`` float32 (n of 1 or more).
         codebook: ``k d`` float32.
         half_norms: ``|c|^2 / 2`` of each code, ``k``.
 
@@ -99,8 +99,6 @@ def nearest_codes_fused(latents: Tensor, codebook: Tensor, half_norms: Tensor) -
     """
     count, dim = latents.shape
     out = torch.empty(count, dtype=torch.long, device=latents.device)
-    if not count:
-        return out
     blocks, part = triton.cdiv(count, _ROWS), min(max(triton.next_power_of_2(dim), _MIN_DIM), _MAX_DIM)
     splits = max(min(_PROGRAMS // blocks, len(codebook) // _MIN_CODES), 1)
     # A multiple of the codes of a round, so that each product has the same shape in all splits.

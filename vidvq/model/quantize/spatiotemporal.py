@@ -172,10 +172,12 @@ class SpatiotemporalQuantizer(nn.Module):
 
     def forward(self, latents: Tensor) -> Quantized:
         """Quantize complete streams ``b d g h w``; in training mode also update the codebooks."""
-        parts = latents.split([1, latents.shape[2] - 1], dim=2) if self.temporal is not None else (latents,)
-        done = [self._quantize(parts[0], self.spatial)]
-        if len(parts) > 1:
-            done.append(self._quantize(parts[1], self.temporal, done[0].latents))
+        if self.temporal is None:
+            done = [self._quantize(latents, self.spatial)]
+        else:
+            first, later = latents.split([1, latents.shape[2] - 1], dim=2)
+            done = [self._quantize(first, self.spatial)]
+            done.append(self._quantize(later, self.temporal, done[0].latents))
         total = latents.shape[0] * latents[0, 0].numel()
         loss = sum((part.commitment_loss * (part.codes.numel() / total) for part in done), latents.new_zeros(()))
         return Quantized(
@@ -247,9 +249,8 @@ class SpatiotemporalQuantizer(nn.Module):
         spans = [(self.spatial, 0, 1), (self.temporal, 1, groups)]
         return [span for span in spans if span[1] < span[2]]
 
-    def _quantize(self, latents: Tensor, book: Quantizer | None, before: Tensor | None = None) -> Quantized:
+    def _quantize(self, latents: Tensor, book: Quantizer, before: Tensor | None = None) -> Quantized:
         """Quantize groups with one codebook; ``before``: the quantized group before them, ``b d 1 h w``."""
-        assert book is not None
         if self.coding and before is not None and latents.shape[2]:
             past = self.coding.start(rearrange(before.detach(), "b d 1 h w -> b h w d"))
             return Quantized(*self.coding.train_pass(Books(book, self.refresh), latents, past))
