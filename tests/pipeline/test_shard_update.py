@@ -203,6 +203,23 @@ def test_a_clip_that_failed_to_be_cut_is_cut_and_its_neighbours_are_copied(corpu
     assert vidvq("verify", other).code == 0
 
 
+def test_a_clip_that_failed_to_be_cut_is_cut_from_the_file_as_it_is_now(tmp_path, make_video, monkeypatch, vidvq):
+    import vidvq.shard.cut as cut
+
+    def torn_disk(*_):
+        raise cut.VideoError("decode_error", "for this once")
+
+    video, out = make_video(tmp_path / "a.mp4", 5), tmp_path / "out"
+    with monkeypatch.context() as patch:
+        patch.setattr(cut, "encode_mp4", torn_disk)
+        assert vidvq("shard", video, "--out", out, *SETTINGS, INLINE).code == 1
+    make_video(video, 12)
+    ran = vidvq("shard", "--out", out, "--retry-failed", INLINE)
+    assert ran.code == 0, ran.err
+    assert sources(out) == {"a.mp4": 3}
+    assert vidvq("shard", video, "--out", out, *SETTINGS, INLINE).code == 0, "it is the input as it is now"
+
+
 def test_an_update_takes_the_settings_of_the_corpus_and_those_that_change_nothing(corpus, make_video, tmp_path, vidvq):
     _, out = corpus
     new = make_video(tmp_path / "new.mp4", 8, size=(32, 96))
@@ -320,6 +337,28 @@ def test_a_copy_of_what_a_changed_video_was_before_is_no_duplicate(corpus, tmp_p
     assert vidvq("shard", "--out", out, "--retry-failed", INLINE).code == 0
     assert vidvq("shard", tmp_path / "copy.mp4", "--out", out, "--add", INLINE).code == 1
     assert sources(out)["copy.mp4"] == before
+
+
+def test_a_retry_of_a_truncated_video_makes_its_failed_clip_alone(tmp_path, make_video, monkeypatch, snapshot, vidvq):
+    import vidvq.shard.cut as cut
+
+    video, out, whole, calls = truncated(tmp_path / "a.mp4", 40, make_video), tmp_path / "out", cut.encode_mp4, []
+
+    def torn_disk(*given):
+        calls.append(given)
+        if len(calls) == 1:
+            raise cut.VideoError("decode_error", "for this once")
+        return whole(*given)
+
+    monkeypatch.setattr(cut, "encode_mp4", torn_disk)
+    assert vidvq("shard", video, "--out", out, *SETTINGS, INLINE).code == 1
+    planned = len(calls)
+    assert sources(out) == {"a.mp4": planned - 1}
+    assert vidvq("shard", "--out", out, "--retry-failed", INLINE).code == 1
+    assert sources(out) == {"a.mp4": planned} and len(calls) == planned + 1
+    before = snapshot(out)
+    assert vidvq("shard", "--out", out, "--retry-failed", INLINE).code == 1
+    assert snapshot(out) == before, "the end of the file is still missing"
 
 
 def test_a_failed_file_that_came_back_shorter_twice_is_known_as_it_is_now(corpus, make_video, snapshot, vidvq):

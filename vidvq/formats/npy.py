@@ -24,7 +24,9 @@ def read_npy(data: bytes) -> np.ndarray:
     left = len(data) - file.tell()
     if dtype.hasobject:
         raise UsageError("it holds Python objects, which are never read (allow_pickle=False)")
-    if any(length < 0 for length in shape) or math.prod(shape) * dtype.itemsize != left or not dtype.itemsize:
+    # Python takes True for an integer, NumPy does not.
+    whole = all(not isinstance(length, bool) and length >= 0 for length in shape)
+    if not whole or math.prod(shape) * dtype.itemsize != left or not dtype.itemsize:
         raise UsageError(f"its npy header has {dtype} {shape}, but {left} bytes follow")
     flat = np.frombuffer(data, dtype, offset=file.tell())
     return flat.reshape(shape, order="F" if fortran_order else "C")

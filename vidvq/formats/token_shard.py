@@ -229,7 +229,7 @@ def parse_tokens(files: dict[str, bytes], card: TokenizerCard, where: str) -> tu
             codes = unpack_codes(files[PACKED], info.grid, card.codebook_of, card.dtype)
         else:
             codes = _read_npy(files[MEDIA], info.grid, card.dtype)
-    except (KeyError, TypeError, ValueError, AttributeError, EOFError, MemoryError) as error:
+    except UsageError as error:
         raise UsageError(f"{where} is not a readable token sample: {error}") from error
     if codes.dtype.kind != "u" or codes.shape != info.grid:
         raise UsageError(f"{where}: tokens are {codes.dtype} {codes.shape}, its JSON says unsigned {info.grid}")

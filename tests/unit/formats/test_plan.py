@@ -258,7 +258,12 @@ TEXTS = {name: pa.array(list("abcd")) for name in ("key", "reason", "detail")}
     "columns",
     [
         {"key": pa.array([b"\xff", b"\xfe", b"\xfd", b"\xfc"]).view(pa.string())},
+        {"key": pa.array([1, 2, 3, 4])},
+        {"key": pa.array(["a", "b", None, "d"])},
+        {"key": pa.array(list("abca"))},
         {"shard": pa.array([0, 0, None, 1], pa.int32())},
+        {"shard": pa.array([-1, 0, 0, 1], pa.int32())},
+        {"shard": pa.array([1, 0, 0, 1], pa.int32())},
         {"reason": pa.array([["x"]] * 4)},
         {"detail": pa.array([1] * 4)},
         {"verdict": pa.array([b"x"] * 4)},

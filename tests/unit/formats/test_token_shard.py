@@ -110,10 +110,11 @@ def test_the_smallest_type_that_holds_the_flat_vocabulary_is_used(sizes, dtype):
 def test_a_code_out_of_range_is_named_with_its_place_and_codebook(place, code, book):
     codes = CODES.copy()
     codes[place] = code
-    with pytest.raises(ValueError) as error:
-        check_codes(codes, CARD, "here")
     t, h, w = place
-    assert f"here: code {code} at t={t} h={h} w={w} is out of range; the {book}" in str(error.value)
+    for dtype in (np.int64, np.uint32) if code >= 0 else (np.int64,):
+        with pytest.raises(ValueError) as error:
+            check_codes(codes.astype(dtype), CARD, "here")
+        assert f"here: code {code} at t={t} h={h} w={w} is out of range; the {book}" in str(error.value)
 
 
 def test_what_is_out_of_range_is_not_written():
@@ -159,6 +160,7 @@ def test_a_code_passes_where_its_codebook_has_it_and_only_there(t, h, w, code):
         (files(b"PK\x03\x04" + b"\0" * 40), "not a readable token sample"),
         (files(npz(CODES)), "not a readable token sample"),
         (files(npy(CODES.astype(np.uint16)).replace(b"(3, 2, 2)", b"(9999999,9999999,9)")), "not a readable token"),
+        (files(npy(CODES.astype(np.uint16)).replace(b"(3, 2, 2), ", b"(True, 12),")), "not a readable token sample"),
         (files(num_frames=9), "pts have 8 frames, its num_frames is 9"),
         (files(pts=[0, [1, 10**12]], num_frames=10**12 + 1), "its num_frames is 1000000000001"),
         (files(pts=[0, [1, -3], [1, 10]]), "its num_frames is 8"),
@@ -205,7 +207,7 @@ def card_text(**fields: object) -> str:
     return json.dumps(asdict(CARD) | {"format": "vidvq.tokenizer/1"} | fields)
 
 
-BOOK = {"name": "spatial", "size": 16, "offset": 0}
+BOOK = {"name": "joint", "size": 16, "offset": 0}
 
 
 @pytest.mark.parametrize(
@@ -224,7 +226,8 @@ BOOK = {"name": "spatial", "size": 16, "offset": 0}
         card_text(codebooks=[{"name": "spatial"}]),
         card_text(codebooks=7),
         card_text(codebooks=[BOOK | {"offset": 1}]),
-        card_text(codebooks=[BOOK, BOOK | {"offset": 15}]),
+        card_text(codebooks=[BOOK | {"name": "spatial"}, BOOK | {"name": "temporal", "offset": 15}]),
+        card_text(codebooks=[BOOK | {"name": "spatial"}]),
         card_text(codebooks=[BOOK | {"size": True}]),
         card_text(temporal_factor=0),
         card_text(spatial_factor="8"),
@@ -233,6 +236,8 @@ BOOK = {"name": "spatial", "size": 16, "offset": 0}
     ],
 )
 def test_a_damaged_card_is_refused_by_name(tmp_path, text):
+    (tmp_path / "tokenizer.json").write_text(card_text(codebooks=[BOOK]))
+    assert read_tokenizer_card(tmp_path).vocabulary == 16
     (tmp_path / "tokenizer.json").write_text(text)
     with pytest.raises(ValueError, match=r"tokenizer\.json"):
         read_tokenizer_card(tmp_path)

@@ -276,6 +276,14 @@ def test_a_card_of_another_tokenizer_is_found_out(folder):
     assert any("tokenizer.json" in problem and "cccccccccccc" in problem for problem in problems)
 
 
+def test_another_file_that_is_missing_or_changed_is_named(tmp_path, plan_table):
+    create_plan(tmp_path, "map", "other", {}, plan_table(), {"function.json": b"{}"})
+    remedy = "restore it from a copy, or run the same command again"
+    assert verify_folder(tmp_path).problems == [f"function.json: is missing; {remedy}"]
+    (tmp_path / "function.json").write_bytes(b"{ }")
+    assert verify_folder(tmp_path).problems == [f"function.json: was changed after planning; {remedy}"]
+
+
 def test_a_directory_without_a_plan_cannot_be_verified(tmp_path):
     with pytest.raises(ValueError, match="has no plan.json"):
         verify_folder(tmp_path)
