@@ -8,7 +8,8 @@
 #
 # A job of an array (sbatch --array=0-7) processes its own part of the corpus first, then takes work from the others.
 #
-# Shortly before the time limit Slurm sends USR2: training saves, and the job is requeued and resumes.
+# Shortly before the time limit Slurm sends USR2: training saves, and the job is requeued and resumes. So is a job whose
+# tasks receive SIGTERM, which Slurm sends to a job that it preempts.
 set -euo pipefail
 
 if [ -n "${SLURM_ARRAY_TASK_ID:-}" ]; then
@@ -30,9 +31,15 @@ action=
 trap 'action=requeue; scancel --signal=TERM "$SLURM_JOB_ID"' USR2
 trap 'action=stop; scancel --signal=TERM "$SLURM_JOB_ID"' TERM
 # The variables expand in each task. A task that was asked to stop exits with 0, because a failure would end the others,
-# which may still be saving.
+# which may still be saving. That of this node, the first, leaves a file.
+STOPPED=$(mktemp -u)
+export STOPPED
 # shellcheck disable=SC2016
-task='trap stopped=1 TERM; NODE_RANK=$SLURM_NODEID bash "$0" "$@" || [ -n "${stopped:-}" ]'
+task='trap stopped=1 TERM
+NODE_RANK=$SLURM_NODEID bash "$0" "$@" && exit
+code=$?
+[ -n "${stopped:-}" ] || exit "$code"
+[ "$SLURM_NODEID" != 0 ] || : >"$STOPPED"'
 srun --ntasks-per-node=1 --kill-on-bad-exit=1 --wait=0 --label bash -c "$task" "${NODE_SCRIPT:-launch/node.sh}" "$@" &
 step=$!
 if [ "$action" = stop ]; then
@@ -47,8 +54,15 @@ while :; do
     break
   fi
 done
+reason="time limit reached"
+if [ -e "$STOPPED" ]; then
+  rm "$STOPPED"
+  if [ -z "$action" ]; then
+    action=requeue reason="stopped by SIGTERM"
+  fi
+fi
 if [ "$action" = requeue ]; then
-  echo "time limit reached: requeued"
+  echo "$reason: requeued"
   scontrol requeue "$SLURM_JOB_ID"
   sleep 60
 elif [ "$action" = stop ]; then

@@ -14,6 +14,8 @@ set -euo pipefail
 python=${PYTHON:-python}
 nproc=${NPROC:-$("$python" -c 'import torch; print(max(torch.cuda.device_count(), 1))')}
 export OMP_NUM_THREADS=${OMP_NUM_THREADS:-1}
+# Saving a large model takes longer than torchrun's default of 30 s.
+export TORCH_ELASTIC_SHUTDOWN_TIMEOUT=${TORCH_ELASTIC_SHUTDOWN_TIMEOUT:-600}
 
 head=${HEAD:-127.0.0.1:29500}
 nodes=${NNODES:-1}

@@ -46,6 +46,22 @@ def test_training_on_two_nodes_saves_at_the_time_limit_is_requeued_and_completes
     assert not list(tmp_path.rglob("harm"))
 
 
+def test_a_preempted_training_is_requeued_and_completes(cluster, clips_dir, tmp_path, vidvq):
+    run, out = tmp_path / "run", tmp_path / "out"
+    command = ["submit", "train", "demo", f"data.clips={clips_dir}", f"out={out}", "steps=40", *TINY]
+    assert vidvq(*command, *NODES, "--job", run).code == 0
+    wait_until(lambda: bool(list_steps(out)) or has_ended(run), run)
+    # To the tasks alone, as when Slurm preempts a job and grants it some time.
+    job = json.loads((run / "attempts/1.json").read_text())["job"]
+    subprocess.run(["scancel", "--signal=TERM", job], check=True)
+    wait_until(lambda: "stopped by SIGTERM: requeued" in read_log(run) or has_ended(run), run)
+    saved = read_checkpoint(out).config["step"]
+    assert saved < 40 and not has_ended(run), read_log(run)
+    wait_until(lambda: has_ended(run), run)
+    assert jobs.status(run).state == "done", read_log(run)
+    assert "resuming from" in read_log(run) and read_checkpoint(out).config["step"] == 40
+
+
 @pytest.mark.slow
 def test_slurm_signals_the_time_limit(cluster, clips_dir, tmp_path, vidvq):
     run, out = tmp_path / "run", tmp_path / "out"
