@@ -88,7 +88,9 @@ def corpus_command(
         stage = stage_type.open(inputs, settings, **own)
         if dry_run:
             return _show(estimate(stage, given), as_json)
-        return _report(run_job(stage, given, target, update), settings.max_failed, as_json)
+        summary = run_job(stage, given, target, update)
+        _show(summary, as_json)
+        return exit_code(summary, settings.max_failed, "items")
 
     command: Any = run
     dry_run = click.option(
@@ -151,9 +153,9 @@ def _show(result: Any, as_json: bool) -> int:
     return 0
 
 
-def _report(summary: Any, max_failed: float, as_json: bool) -> int:
-    _show(summary, as_json)
+def exit_code(summary: Any, max_failed: float, unit: str) -> int:
+    """Return 1, with a warning, if a larger fraction failed than ``max_failed``; else 0."""
     if summary.failed_share > max_failed:
-        log.warn(f"{summary.failed_share:.1%} of the items failed; the threshold is max_failed={max_failed:g}")
+        log.warn(f"{summary.failed_share:.1%} of the {unit} failed; the threshold is max_failed={max_failed:g}")
         return 1
     return 0

@@ -12,6 +12,7 @@ import click
 
 from vidvq import config, log
 from vidvq.cli.config import settings_epilog
+from vidvq.cli.corpus import exit_code
 from vidvq.cli.options import (
     OutputFile,
     PathOrUrl,
@@ -283,12 +284,7 @@ def _run(stage: Any, inputs: list[str], out: Path, checkpoint: Path, as_json: bo
         _decode(out, checkpoint, settings.format)
     if as_json:
         click.echo(json.dumps(asdict(summary)))
-    if summary.failed_share > settings.max_failed:
-        log.warn(
-            f"{summary.failed_share:.1%} of the samples failed; the threshold is max_failed={settings.max_failed:g}"
-        )
-        return 1
-    return 0
+    return exit_code(summary, settings.max_failed, "samples")
 
 
 def _decode(out: Path, checkpoint: Path, kind: Any) -> None:

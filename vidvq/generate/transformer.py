@@ -29,7 +29,6 @@ class VideoTransformer(nn.Module):
         labels: number of classes; 0 without a class condition.
         actions: length of the action condition of a latent frame; 0 without one.
         sees_blanked: whether codes of a blanked video can be a condition (``interpolate``, ``fill``).
-        limit: largest codebook that is not factorised (codes).
         text_width: length of a state of the text encoder; 0 without a text condition.
     """
 
@@ -40,13 +39,12 @@ class VideoTransformer(nn.Module):
         labels: int = 0,
         actions: int = 0,
         sees_blanked: bool = False,
-        limit: int = 1 << 16,
         text_width: int = 0,
     ) -> None:
         super().__init__()
         self.config, self.codebooks = config, codebooks
         width = config.width
-        self.embeddings = nn.ModuleList([CodebookEmbedding(size, width, limit) for size in codebooks])
+        self.embeddings = nn.ModuleList([CodebookEmbedding(size, width) for size in codebooks])
         # Learned vectors are entries of embeddings, because ZeRO 3 gathers the weights of modules that are called.
         # ``holes`` is the embedding of a hidden code; checkpoints store it under this name.
         self.holes = _small_embedding(len(codebooks), width)
@@ -57,7 +55,7 @@ class VideoTransformer(nn.Module):
         if config.copy_radius is not None:
             self.copies = (2 * config.copy_radius + 1) ** 2 + sees_blanked
             self.previous = PreviousInput(width, config.copy_radius)
-        self.heads = nn.ModuleList([CodebookHead(size, width, limit, self.copies) for size in codebooks])
+        self.heads = nn.ModuleList([CodebookHead(size, width, copies=self.copies) for size in codebooks])
         # Entry 0 means no class.
         self.labels = _small_embedding(labels + 1, width) if labels else None
         self.actions = nn.Linear(actions, width) if actions else None

@@ -34,16 +34,13 @@ def factorize(size: int, limit: int = _MAX_SIZE) -> tuple[int, ...]:
 class CodebookEmbedding(nn.Module):
     """Embedding of the codes of one codebook.
 
-    Args:
-        limit: largest codebook that is not factorised (codes).
-
     Attributes:
         digits: number of values of each digit of a code.
     """
 
-    def __init__(self, size: int, width: int, limit: int = _MAX_SIZE) -> None:
+    def __init__(self, size: int, width: int) -> None:
         super().__init__()
-        self.digits = factorize(size, limit)
+        self.digits = factorize(size)
         self.tables = nn.ModuleList([nn.Embedding(count, width) for count in self.digits])
         for table in self.tables:
             nn.init.normal_(table.weight, std=0.02)  # type: ignore[arg-type]

@@ -17,17 +17,16 @@ from vidvq.model.step_shape import StepShape
 from vidvq.model.stream_state import StreamState
 
 
-def split_steps(tokenizer: Tokenizer, chunks: Iterable[Any], groups: int | None = None) -> Iterator[list[Any]]:
+def split_steps(tokenizer: Tokenizer, chunks: Iterable[Any]) -> Iterator[list[Any]]:
     """Split the frames of a stream into encoding steps, independent of the boundaries of the chunks.
 
     Args:
         tokenizer: the tokenizer; without streaming, all frames form one step.
         chunks: chunks of any number of frames ``t h w c`` uint8.
-        groups: groups per step; 1 yields frame 0 and then all complete groups of each chunk. None uses the step shape
-            of the tokenizer for frames of this size.
 
     Yields:
-        The frames of one step, as one or more chunks ``t h w c`` uint8. Joining them would copy them.
+        The frames of one step of :attr:`Tokenizer.step_shape`, as one or more chunks ``t h w c`` uint8. Joining them
+        would copy them. For steps of one group: frame 0, then all complete groups of each chunk.
 
     Raises:
         UsageError: a chunk is of another type or rank, or its frames are of another size than those before.
@@ -36,15 +35,13 @@ def split_steps(tokenizer: Tokenizer, chunks: Iterable[Any], groups: int | None 
         if whole := list(_checked(chunks)):
             yield whole
         return
-    first, held = True, []
+    first, held, shape = True, [], None
     for chunk in _checked(chunks):
-        if groups is None:
-            groups = groups_per_step(tokenizer, chunk.shape[1:3])
+        shape = shape or StepShape(groups=groups_per_step(tokenizer, chunk.shape[1:3]))
         held.append(chunk)
-        step_shape = StepShape(groups=groups)
-        while (count := sum(map(len, held))) >= (wanted := step_shape.num_frames(tokenizer.temporal_factor, first)):
+        while (count := sum(map(len, held))) >= (wanted := shape.num_frames(tokenizer.temporal_factor, first)):
             # Steps of one group need no buffer: the encoder splits a chunk itself.
-            taken = count - count % wanted if groups == 1 and not first else wanted
+            taken = count - count % wanted if shape.groups == 1 and not first else wanted
             step, held = _split(held, taken)
             yield step
             first = False
