@@ -159,6 +159,47 @@ def test_a_record_that_lies_is_found_out(folder, field):
     assert problems and all(problem.startswith(FIRST) for problem in problems)
 
 
+@pytest.mark.parametrize(
+    ("stats", "said"),
+    [
+        ({"frames": 10, "tokens": 15}, "has 16 tokens, its record has 15"),
+        ({"tokens": 16}, "has 10 frames, its record has 0"),
+        ({"frames": 10, "tokens": 16, "scored": 2}, "has 0 scored, its record has 2"),
+    ],
+)
+def test_statistics_that_are_not_those_of_the_samples_are_named(folder, stats, said):
+    edit(folder / RECORD, lambda record: record.update(stats=stats))
+    remedy = f"remove {RECORD}, then run the same command again"
+    assert verify_folder(folder).problems == [f"{FIRST}: {said}; {remedy}"]
+
+
+@pytest.mark.parametrize(
+    ("stage", "prefix", "files", "said"),
+    [
+        ("shard", "clips", {"json": b"{}"}, "a has ['json']; a clip has json and one of"),
+        ("shard", "clips", {"json": b"{}", "mp4": b""}, "a has no readable clip JSON"),
+        ("map", "columns", {"json": b"[]"}, "a"),
+    ],
+)
+def test_a_sample_that_is_none_of_its_stage_is_named_though_its_record_fits(
+    tmp_path, plan_table, stage, prefix, files, said
+):
+    plan = create_plan(tmp_path, stage, prefix, {}, plan_table("a"))
+    commit_shard(tmp_path, plan.shard_name(0), plan.plan_id, lambda draft: draft.add("a", files))
+    (problem,) = verify_folder(tmp_path).problems
+    assert f"{prefix}-000000.tar: {said}" in problem
+
+
+def test_a_plan_that_was_edited_is_to_be_restored_and_its_shards_kept(folder):
+    def change(plan: dict) -> None:
+        plan["made_from"]["batch"] = 2
+        del plan["checks"]
+
+    edit(folder / "plan.json", change)
+    (problem,) = verify_folder(folder).problems
+    assert problem.startswith("plan.json: was edited after planning") and problem.endswith("and keep the shards")
+
+
 def test_a_member_that_claims_more_than_the_file_has_is_not_allocated(folder):
     def lie(record: dict) -> None:
         record["members"][0][1] = 1 << 44
@@ -296,3 +337,10 @@ def test_a_directory_of_clips_is_whole_until_a_byte_flips(clips_dir, copy_of, fl
     flip_byte(shard, shard.stat().st_size // 2)
     (problem,) = verify_folder(copy).problems
     assert problem.startswith("clips-000001.tar: carphone-") and "its content was changed" in problem
+
+
+def test_frames_that_a_record_counts_wrong_are_named(clips_dir, copy_of):
+    copy = copy_of(clips_dir)
+    edit(copy / "commits/clips-000001.tar.json", lambda record: record["stats"].update(frames=1))
+    (problem,) = verify_folder(copy).problems
+    assert problem.startswith("clips-000001.tar: has 36 frames, its record has 1; remove commits/")
