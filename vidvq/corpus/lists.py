@@ -486,7 +486,7 @@ def _parse_seconds(value: Any) -> float | None:
     Raises:
         ValueError: it is not a finite time.
     """
-    if value is None or value != value:
+    if value is None:
         return None
     if isinstance(value, timedelta):
         return value.total_seconds()

@@ -190,6 +190,12 @@ def test_a_sample_that_is_none_of_its_stage_is_named_though_its_record_fits(
     assert f"{prefix}-000000.tar: {said}" in problem
 
 
+def test_a_summary_of_something_else_is_named(folder):
+    edit(folder / "summary.json", lambda summary: summary.update(ok=3))
+    said = "summary.json: differs from the sum of the records; run the same command again"
+    assert verify_folder(folder).problems == [said]
+
+
 def test_a_plan_that_was_edited_is_to_be_restored_and_its_shards_kept(folder):
     def change(plan: dict) -> None:
         plan["made_from"]["batch"] = 2
