@@ -180,6 +180,26 @@ def test_a_header_whose_checksum_is_wrong_gives_nothing(tmp_path, flip_byte):
         list(read_members(tmp_path / "x.tar"))
 
 
+@pytest.mark.parametrize(
+    ("field", "value", "said"),
+    [
+        (slice(345, 348), b"dir", "'dir/a.json' must not contain a slash"),
+        (slice(0, 1), b"\xff", "must be UTF-8"),
+        (slice(124, 136), b"-0000000003\0", "is not a readable tar"),
+        (slice(124, 136), b"00000000008\0", "is not a readable tar"),
+        (slice(156, 157), b"5", "is not a regular file"),
+    ],
+)
+def test_a_header_that_is_not_quite_plain_is_read_as_what_it_is(tmp_path, field, value, said):
+    header = bytearray(info("a.json", size=3).tobuf(tarfile.USTAR_FORMAT))
+    header[field] = value
+    header[148:156] = b" " * 8
+    header[148:155] = b"%06o\0" % sum(header)
+    (tmp_path / "x.tar").write_bytes(header + b"abc".ljust(512, b"\0") + bytes(1024))
+    with pytest.raises(UsageError, match=said):
+        list(read_members(tmp_path / "x.tar"))
+
+
 def test_a_nul_in_a_name_is_refused(tmp_path):
     path = tmp_path / "x.tar"
     header = info("evil", size=3, pax_headers={"path": "a\0b"})
