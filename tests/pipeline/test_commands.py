@@ -170,6 +170,7 @@ def test_a_code_out_of_range_is_refused(vidvq, tmp_path, tokens_dir, checkpoint_
         (["inspect", "/nowhere"], "/nowhere does not exist"),
         (["tokenize", "{clips}", "--checkpoint", "{empty}", "--out", "{out}"], "is not a checkpoint"),
         (["tokenize", "{empty}", "--checkpoint", "{checkpoint}", "--out", "{out}"], "no video under"),
+        (["tokenize", "x.mp4", "{clips}", "--out", "{out}"], "is a directory of shards; give no other inputs"),
         (["decode", "{clips}", "--checkpoint", "{checkpoint}", "--out", "{out}"], "has no tokenizer.json"),
         (["decode", "{tokens}", "--checkpoint", "{checkpoint}", "--out", "{out}", "format=webp"], "format='webp'"),
     ],

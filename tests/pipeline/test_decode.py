@@ -408,6 +408,25 @@ def test_another_file_of_codes_is_named(vidvq, tmp_path, tokens_dir, weights, na
     assert ran.code == 2 and f"{name} is not read; save its array of codes as .npy" in ran.error
 
 
+@pytest.mark.parametrize(
+    ("ids", "said"),
+    [
+        (np.zeros((1, 2, 2)), "holds float64; codes are integers"),
+        (np.zeros((2, 2), int), "has shape (2, 2); codes are lt lh lw"),
+        (np.zeros((0, 2, 2), int), "has shape (0, 2, 2); codes are lt lh lw"),
+        (np.zeros(0, int), "has shape (0,); codes are lt lh lw"),
+        (np.zeros(8, int), "has 8 ids without a shape; give --grid"),
+        (np.zeros((2, 1, 2, 2), int), "holds 2 videos; give a folder"),
+    ],
+)
+def test_codes_of_no_clip_or_of_several_for_one_file_are_refused(vidvq, tmp_path, tokens_dir, weights, ids, said):
+    np.save(tmp_path / "made.npy", ids)
+    made = ("--tokenizer", tokens_dir, *weights, "fps=25", "--out", tmp_path / "out.npy")
+    ran = vidvq("decode", tmp_path / "made.npy", *made)
+    assert ran.code == 2 and said in ran.error
+    assert [path.name for path in tmp_path.iterdir()] == ["made.npy"]
+
+
 def test_a_batch_of_generated_codes_decodes_the_same_on_workers(
     vidvq, tmp_path, tokens_dir, weights, location, snapshot
 ):

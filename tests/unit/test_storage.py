@@ -23,6 +23,7 @@ from vidvq.storage import (
     create_once,
     differences,
     exclusive_lock,
+    files,
     is_chained,
     publish_once,
     read_json,
@@ -180,6 +181,18 @@ def test_where_folders_cannot_be_flushed_a_file_is_published():
     sync_folder(Path("/proc"))
 
 
+@pytest.mark.parametrize("call", ["link", "fsync"])
+def test_a_disk_that_fails_is_not_taken_for_one_that_lacks_a_function(tmp_path, monkeypatch, call):
+    def fail(*_):
+        raise OSError(errno.EIO, "broken")
+
+    (tmp_path / "mine").write_bytes(b"x")
+    monkeypatch.setattr(os, call, fail)
+    with pytest.raises(OSError, match="broken"):
+        publish_once(tmp_path / "mine", tmp_path / "x")
+    assert (tmp_path / "x").exists() == (call == "fsync")
+
+
 def test_a_lock_that_fails_is_not_taken_for_one_that_is_held(tmp_path, monkeypatch):
     def fail(*_):
         raise OSError(errno.EIO, "broken")
@@ -243,6 +256,13 @@ def test_equal_values_have_one_spelling(value):
 def test_what_is_not_json_is_refused_by_name(tmp_path, data):
     (tmp_path / "x.json").write_bytes(data)
     with pytest.raises(ValueError, match="x.json is not JSON"):
+        read_json(tmp_path / "x.json")
+
+
+def test_a_file_that_is_too_large_for_json_is_not_read(tmp_path, monkeypatch):
+    (tmp_path / "x.json").write_bytes(b"[1, 2]")
+    monkeypatch.setattr(files, "_MAX_JSON_BYTES", 5)
+    with pytest.raises(UsageError, match="x.json has 6 bytes; JSON files of vidvq have at most 5"):
         read_json(tmp_path / "x.json")
 
 

@@ -290,7 +290,7 @@ def _values(column: pa.Array) -> list[Any]:
 
 
 def _refuse_long(column: pa.Array, name: str) -> None:
-    if isinstance(column, pa.DictionaryArray) and len(column.dictionary):
+    if isinstance(column, pa.DictionaryArray):
         longest = pc.max(pc.binary_length(column.dictionary)).as_py() or 0
         if longest > _MAX_TEXT_BYTES:
             raise ValueError(f"column {name} has a text of {longest} bytes; at most {_MAX_TEXT_BYTES} are allowed")
@@ -486,7 +486,7 @@ def _parse_seconds(value: Any) -> float | None:
     Raises:
         ValueError: it is not a finite time.
     """
-    if value is None or value != value:
+    if value is None:
         return None
     if isinstance(value, timedelta):
         return value.total_seconds()

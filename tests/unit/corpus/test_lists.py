@@ -193,8 +193,16 @@ def test_paths_of_a_binary_column_are_read(folder):
     assert third.failure[0] == "bad_name" and "5000 bytes" in third.failure[1]
 
 
-def test_videos_inside_a_parquet_file_are_read_in_place(folder):
-    kind = pa.struct({"bytes": pa.binary(), "path": pa.string()})
+def test_fields_of_a_column_are_carried(folder):
+    rows = {"path": ["a.mp4"], "meta": [{"tags": ["x"], "score": 1}]}
+    pq.write_table(pa.table(rows), folder / "list.parquet")
+    (source,) = read(folder / "list.parquet", ListPolicy(carry=("meta",)))
+    assert json.loads(source.carried) == {"meta": {"tags": ["x"], "score": 1}}
+
+
+@pytest.mark.parametrize("binary", [pa.binary(), pa.large_binary()], ids=str)
+def test_videos_inside_a_parquet_file_are_read_in_place(folder, binary):
+    kind = pa.struct({"bytes": binary, "path": pa.string()})
     rows = [
         {"bytes": b"inside", "path": "a.mp4"},
         {"bytes": b"inside too", "path": "a.mp4"},
@@ -212,7 +220,15 @@ def test_videos_inside_a_parquet_file_are_read_in_place(folder):
 
 @pytest.mark.parametrize(
     "place",
-    ["file:///etc/passwd", "local:///etc/passwd", "ftp://h/x.mp4", "s3::http://h/x", "memory://x.mp4", "data://x"],
+    [
+        "file:///etc/passwd",
+        "local:///etc/passwd",
+        "ftp://h/x.mp4",
+        "s3::http://h/x",
+        "https://host/x::file:///etc/passwd",
+        "memory://x.mp4",
+        "data://x",
+    ],
 )
 def test_a_list_names_no_url_of_another_scheme(folder, place):
     (folder / "list.txt").write_text(f"a.mp4\n{place}\nhttps://host/x.mp4\n")

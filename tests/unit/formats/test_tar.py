@@ -109,8 +109,9 @@ def test_webdataset_reads_it(tmp_path):
     "name", ["", "a/b", "../a", "..", ".hidden", "/etc/passwd", "a\\b", "a\0b", "a\nb", "-rf", "a\x7f", "a" * 101]
 )
 def test_an_unsafe_name_is_refused(name):
-    with pytest.raises(ValueError, match="tar member"):
-        check_member(name)
+    for use in (check_member, lambda name: TarWriter(io.BytesIO()).add(name, b"")):
+        with pytest.raises(ValueError, match="tar member"):
+            use(name)
 
 
 def test_a_name_is_written_once(tmp_path):
@@ -176,6 +177,26 @@ def test_a_header_whose_checksum_is_wrong_gives_nothing(tmp_path, flip_byte):
     write(tmp_path / "x.tar")
     flip_byte(tmp_path / "x.tar", 0)
     with pytest.raises(ValueError, match="is not a readable tar"):
+        list(read_members(tmp_path / "x.tar"))
+
+
+@pytest.mark.parametrize(
+    ("field", "value", "said"),
+    [
+        (slice(345, 348), b"dir", "'dir/a.json' must not contain a slash"),
+        (slice(0, 1), b"\xff", "must be UTF-8"),
+        (slice(124, 136), b"-0000000003\0", "is not a readable tar"),
+        (slice(124, 136), b"00000000008\0", "is not a readable tar"),
+        (slice(156, 157), b"5", "is not a regular file"),
+    ],
+)
+def test_a_header_that_is_not_quite_plain_is_read_as_what_it_is(tmp_path, field, value, said):
+    header = bytearray(info("a.json", size=3).tobuf(tarfile.USTAR_FORMAT))
+    header[field] = value
+    header[148:156] = b" " * 8
+    header[148:155] = b"%06o\0" % sum(header)
+    (tmp_path / "x.tar").write_bytes(header + b"abc".ljust(512, b"\0") + bytes(1024))
+    with pytest.raises(UsageError, match=said):
         list(read_members(tmp_path / "x.tar"))
 
 

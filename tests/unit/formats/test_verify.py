@@ -159,6 +159,53 @@ def test_a_record_that_lies_is_found_out(folder, field):
     assert problems and all(problem.startswith(FIRST) for problem in problems)
 
 
+@pytest.mark.parametrize(
+    ("stats", "said"),
+    [
+        ({"frames": 10, "tokens": 15}, "has 16 tokens, its record has 15"),
+        ({"tokens": 16}, "has 10 frames, its record has 0"),
+        ({"frames": 10, "tokens": 16, "scored": 2}, "has 0 scored, its record has 2"),
+    ],
+)
+def test_statistics_that_are_not_those_of_the_samples_are_named(folder, stats, said):
+    edit(folder / RECORD, lambda record: record.update(stats=stats))
+    remedy = f"remove {RECORD}, then run the same command again"
+    assert verify_folder(folder).problems == [f"{FIRST}: {said}; {remedy}"]
+
+
+@pytest.mark.parametrize(
+    ("stage", "prefix", "files", "said"),
+    [
+        ("shard", "clips", {"json": b"{}"}, "a has ['json']; a clip has json and one of"),
+        ("shard", "clips", {"json": b"{}", "mp4": b""}, "a has no readable clip JSON"),
+        ("map", "columns", {"json": b"[]"}, "a"),
+    ],
+)
+def test_a_sample_that_is_none_of_its_stage_is_named_though_its_record_fits(
+    tmp_path, plan_table, stage, prefix, files, said
+):
+    plan = create_plan(tmp_path, stage, prefix, {}, plan_table("a"))
+    commit_shard(tmp_path, plan.shard_name(0), plan.plan_id, lambda draft: draft.add("a", files))
+    (problem,) = verify_folder(tmp_path).problems
+    assert f"{prefix}-000000.tar: {said}" in problem
+
+
+def test_a_summary_of_something_else_is_named(folder):
+    edit(folder / "summary.json", lambda summary: summary.update(ok=3))
+    said = "summary.json: differs from the sum of the records; run the same command again"
+    assert verify_folder(folder).problems == [said]
+
+
+def test_a_plan_that_was_edited_is_to_be_restored_and_its_shards_kept(folder):
+    def change(plan: dict) -> None:
+        plan["made_from"]["batch"] = 2
+        del plan["checks"]
+
+    edit(folder / "plan.json", change)
+    (problem,) = verify_folder(folder).problems
+    assert problem.startswith("plan.json: was edited after planning") and problem.endswith("and keep the shards")
+
+
 def test_a_member_that_claims_more_than_the_file_has_is_not_allocated(folder):
     def lie(record: dict) -> None:
         record["members"][0][1] = 1 << 44
@@ -249,6 +296,7 @@ def test_a_sample_that_lacks_a_member_is_named_though_every_checksum_is_right(fo
         (("too_short", "has 2 frames"), ("filtered", "too_short", "has 2 frames")),
         (("removed", "was removed"), ("failed", "removed", "was removed")),
         (("too_short", "has 2 frames"), None),
+        (("missing", "https://u:secret@host/a.mp4"), ("failed", "missing", "https://u:secret@host/a.mp4")),
     ],
 )
 def test_an_outcome_that_was_planned_otherwise_is_named(tmp_path, plan_table, planned, recorded):
@@ -265,9 +313,9 @@ def test_an_outcome_that_was_planned_otherwise_is_named(tmp_path, plan_table, pl
     commit_shard(tmp_path, shard, plan.plan_id, fill)
     verdict = "filtered" if planned[0] == "removed" else "failed"
     was = recorded[0] if recorded else "ok"
-    assert verify_folder(tmp_path).problems == [
-        f"{shard}: a is {was} in the record, {verdict}({planned[0]}) in the plan"
-    ]
+    problem = f"{shard}: a is {was} in the record, {verdict}({planned[0]}) in the plan"
+    # Records hide the credentials that a plan needs.
+    assert verify_folder(tmp_path).problems == ([] if (verdict, *planned) == recorded else [problem])
 
 
 def test_a_card_of_another_tokenizer_is_found_out(folder):
@@ -296,3 +344,10 @@ def test_a_directory_of_clips_is_whole_until_a_byte_flips(clips_dir, copy_of, fl
     flip_byte(shard, shard.stat().st_size // 2)
     (problem,) = verify_folder(copy).problems
     assert problem.startswith("clips-000001.tar: carphone-") and "its content was changed" in problem
+
+
+def test_frames_that_a_record_counts_wrong_are_named(clips_dir, copy_of):
+    copy = copy_of(clips_dir)
+    edit(copy / "commits/clips-000001.tar.json", lambda record: record["stats"].update(frames=1))
+    (problem,) = verify_folder(copy).problems
+    assert problem.startswith("clips-000001.tar: has 36 frames, its record has 1; remove commits/")
