@@ -122,8 +122,9 @@ def test_a_retry_of_a_damaged_file_changes_nothing(corpus, snapshot, vidvq):
     assert snapshot(out) == before and not (out / "planning").exists()
 
 
-def test_the_failures_of_an_update_are_told_from_earlier_ones(corpus, vidvq):
+def test_the_failures_of_an_update_are_told_from_earlier_ones(corpus, make_video, vidvq):
     videos, out = corpus
+    make_video(videos / "f.mp4", 8, size=(32, 96))
     (videos / "g.mp4").write_bytes(b"RIFF")
     shutil.copy(videos / "a.mp4", videos / "again.mp4")
     ran = vidvq("shard", videos, "--out", out, "--add", INLINE, "--json")
@@ -134,6 +135,12 @@ def test_the_failures_of_an_update_are_told_from_earlier_ones(corpus, vidvq):
     account, summary = json.loads(ran.out), json.loads((out / "summary.json").read_bytes())
     assert account["failed"]["not_a_video"]["count"] == 2 and account["new_failed"]["not_a_video"]["count"] == 1
     assert summary == {name: value for name, value in account.items() if not name.startswith("new_")}
+    # As after a kill: the shard in which g.mp4 fails was committed, the one before it was not.
+    plan = read_plan(out)
+    assert plan.num_shards == plan.header.first_shard + 2
+    (out / "commits" / f"{plan.shard_name(plan.header.first_shard)}.json").unlink()
+    ran = vidvq("shard", videos, "--out", out, "--add", INLINE)
+    assert "failed not_a_video: 1" in ran.err and "g.mp4: " in ran.err and "c.mp4" not in ran.err
     ran = vidvq("shard", videos, "--out", out, "--add", INLINE, "--json")
     assert ran.code == 1 and "failed before this update: not_a_video 2" in ran.err and ".mp4: " not in ran.err
     assert json.loads(ran.out)["new_failed"] == {}

@@ -1,7 +1,7 @@
 """Summary of a finished job: the sum over its commit records, which account for every planned item once."""
 
 from collections import Counter
-from collections.abc import Container, Iterable
+from collections.abc import Iterable
 from dataclasses import asdict, dataclass, fields
 from math import prod
 from pathlib import Path
@@ -212,17 +212,18 @@ def summarize(folder: Path, plan: Plan) -> JobSummary:
     return summary
 
 
-def summarize_update(folder: Path, plan: Plan, summary: JobSummary, made: Container[str]) -> UpdateSummary:
-    """Return the summary of a corpus with the failures of its last update apart.
+def summarize_update(folder: Path, plan: Plan, summary: JobSummary, made: bool) -> UpdateSummary:
+    """Return the summary of a corpus with the failures of its newest generation apart.
 
     Args:
-        made: names of the shards that the update made.
+        made: whether the update made a shard; if not, there was nothing to do, and the newest generation is an older
+            update's.
     """
     newest = len(plan.headers) - 1
     failed, filtered = _Tally(), _Tally()
-    for shard, table in plan.shard_tables():
-        if shard in made and (commit := read_commit(folder, shard)):
-            keys = set(keys_of(table.filter(pc.field("generation") == newest)))
+    for shard, table in plan.shard_tables() if made else ():
+        keys = set(keys_of(table.filter(pc.field("generation") == newest)))
+        if keys and (commit := read_commit(folder, shard)):
             failed.add(outcome for outcome in commit.failed if outcome.key in keys)
             filtered.add(outcome for outcome in commit.filtered if outcome.key in keys)
     known = {each.name: getattr(summary, each.name) for each in fields(JobSummary)}

@@ -76,9 +76,8 @@ def _plan(stage: Stage[Any], inputs: list[str], out: Path, update: CorpusUpdate 
     return retry_rows(stage, update, out) if update else plan_clips(stage, out)
 
 
-def _make_shards(stage: Stage[AnyRow], plan: Plan, out: Path, runtime: Runtime) -> set[str]:
-    """Make the shards that are not committed, and return their names."""
-    made = set[str]()
+def _make_shards(stage: Stage[AnyRow], plan: Plan, out: Path, runtime: Runtime) -> bool:
+    """Make the shards that are not committed, and return whether there were any."""
     note, monitor, accounting = ProgressNote(), stage.monitor(), TimeAccounting()
     try:
         # Shards that this process makes, without Ray, are counted item by item.
@@ -87,7 +86,7 @@ def _make_shards(stage: Stage[AnyRow], plan: Plan, out: Path, runtime: Runtime) 
             # Two tasks are enough to see whether there is work for more than one worker.
             first = list(islice(tasks, 2))
             if not first:
-                return made
+                return False
             pool = runtime.pool(stage.units(first))
             accounting, telemetry = TimeAccounting(), Telemetry(stage, pool)
             worker = partial(stage.worker, pool)
@@ -97,7 +96,6 @@ def _make_shards(stage: Stage[AnyRow], plan: Plan, out: Path, runtime: Runtime) 
             for task, result in results:
                 if isinstance(result, WorkerDied):
                     raise WorkerLost(f"{task.shard}: {result.message}; run the same command again to resume")
-                made.add(task.shard)
                 accounting.add(result)
                 telemetry.publish(result, accounting.report(stage, monitor).efficiency)
                 bar.advance(result.commit.items, note.made(result))
@@ -109,7 +107,7 @@ def _make_shards(stage: Stage[AnyRow], plan: Plan, out: Path, runtime: Runtime) 
             _report_metrics(stage, accounting, monitor, out)
         raise
     _report_metrics(stage, accounting, monitor, out)
-    return made
+    return True
 
 
 def _tasks(

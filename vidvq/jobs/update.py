@@ -126,7 +126,7 @@ def _refuse_other_identity(stage: Stage[Any], plan: Plan, update: CorpusUpdate, 
     if found := list(differences("", planned, identity)):
         remedy = "Give the --checkpoint or the function that made it, or another --out"
         if all(each.startswith("limits.") for each in found):
-            remedy = f"Leave limits out; --retry-failed may raise {', '.join(_RAISABLE_LIMITS)}"
+            remedy = f"Keep these limits; --retry-failed may raise {', '.join(_RAISABLE_LIMITS)}"
         raise UsageError(f"{out} was made with other weights or settings: {'; '.join(found)}. {remedy}")
 
 
