@@ -17,7 +17,7 @@ from torch.nn import functional as F
 from vidvq.arguments import as_integer
 from vidvq.codebook import Codebook, codebook_spans
 from vidvq.errors import UsageError
-from vidvq.model.pixels import check_dense
+from vidvq.model.pixels import MAX_PIXEL, check_dense, unreversed
 from vidvq.model.step_shape import StepShape
 from vidvq.model.stream_state import StreamState, check_state
 
@@ -321,9 +321,7 @@ class Tokenizer(nn.Module):
         try:
             if not hasattr(value, "__array__"):
                 raise TypeError("no array")
-            # Torch takes no negative strides, which reversed channels (BGR to RGB) have.
-            reverse = any(stride < 0 for stride in getattr(value, "strides", ()))
-            return torch.tensor(value.copy() if reverse else value, device=self.device)
+            return torch.tensor(unreversed(value), device=self.device)
         except (TypeError, ValueError) as error:
             kind = f"{type(value).__name__} of {value.dtype}" if hasattr(value, "dtype") else type(value).__name__
             raise UsageError(f"{name} is a {kind}; it must be a tensor or a NumPy array of numbers") from error
@@ -350,7 +348,7 @@ class Tokenizer(nn.Module):
             return
         low, high = (float(value) for value in torch.aminmax(video))
         # Negated comparisons, so that NaN is rejected too.
-        if not (low >= -1.001 and high <= 1.001):
+        if not (low >= -MAX_PIXEL and high <= MAX_PIXEL):
             raise UsageError(
                 f"video has values from {low:g} to {high:g}; they must be in [-1, 1] (uint8 frames: x / 127.5 - 1)"
             )

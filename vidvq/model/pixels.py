@@ -10,6 +10,8 @@ from vidvq.errors import UsageError
 
 PREPROCESSING: dict[str, Any] = {"color": "rgb", "range": [-1.0, 1.0]}
 """Preprocessing of pixels before the encoder; part of the token fingerprint."""
+# Largest absolute value of a pixel, with a margin for rounding.
+MAX_PIXEL = 1.001
 
 
 def check_dense(value: Any, name: str) -> None:
@@ -22,6 +24,11 @@ def check_dense(value: Any, name: str) -> None:
         raise UsageError(f"{name} is a tensor of layout {value.layout}; it must be dense: call to_dense() on it")
 
 
+def unreversed(array: Any) -> Any:
+    """Copy a NumPy array of negative strides, which reversed channels (BGR to RGB) have and torch does not take."""
+    return array.copy() if any(stride < 0 for stride in getattr(array, "strides", ())) else array
+
+
 def as_tensor(frames: Any) -> Tensor:
     """Return frames as a tensor; a view of their memory, unless an axis is reversed.
 
@@ -32,10 +39,8 @@ def as_tensor(frames: Any) -> Tensor:
         UsageError: another type, or a sparse tensor.
     """
     check_dense(frames, "video")
-    # Torch takes no negative strides, which reversed channels (BGR to RGB) have.
-    reverse = any(stride < 0 for stride in getattr(frames, "strides", ()))
     try:
-        return torch.as_tensor(frames.copy() if reverse else frames)
+        return torch.as_tensor(unreversed(frames))
     except (TypeError, ValueError, RuntimeError) as error:
         kind = f"{type(frames).__name__}" + (f" of {frames.dtype}" if hasattr(frames, "dtype") else "")
         raise UsageError(f"frames are a {kind}; they must be a tensor or a NumPy array of uint8") from error

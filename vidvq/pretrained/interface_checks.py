@@ -11,6 +11,7 @@ from torch import Tensor
 from vidvq.codebook import Codebook, codebook_spans
 from vidvq.errors import UsageError, is_out_of_memory
 from vidvq.model import StreamState, Tokenizer
+from vidvq.model.pixels import MAX_PIXEL
 from vidvq.model.stream_state import check_state
 from vidvq.user_code import error_line
 
@@ -100,7 +101,7 @@ def check_video(video: Any, shape: Sequence[int]) -> None:
     if not video.numel():
         return
     low, high = (float(value) for value in torch.aminmax(video))
-    if not (low >= -1.001 and high <= 1.001):
+    if not (low >= -MAX_PIXEL and high <= MAX_PIXEL):
         raise UsageError(f"the video has values from {low:g} to {high:g}; they must be in [-1, 1]")
 
 

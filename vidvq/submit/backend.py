@@ -1,5 +1,6 @@
 """The interface of a cluster backend, and the list of backends."""
 
+from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass
 from importlib import import_module
@@ -92,8 +93,15 @@ class Backend(Protocol):
         """Query the state of a submitted job."""
         ...
 
-    def log(self, directory: JobDirectory, ids: dict[str, Any], offset: int) -> bytes:
-        """Read the job's output from byte ``offset`` to its current end."""
+    def log(self, directory: JobDirectory, ids: dict[str, Any], seen: Counter[str]) -> dict[str, bytes]:
+        """Read the job's output that was not read before.
+
+        Args:
+            seen: bytes read before of each part of the output, a file or the lines of a pod.
+
+        Returns:
+            The bytes that follow, of each part that has more.
+        """
         ...
 
     def cancel(self, directory: JobDirectory, ids: dict[str, Any]) -> None:

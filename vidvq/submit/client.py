@@ -2,6 +2,7 @@
 
 import shlex
 import time
+from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -114,12 +115,12 @@ def logs(path: Path, follow: bool) -> Iterator[bytes]:
         follow: continue until the job ends, instead of stopping at the current end of the output.
     """
     backend, directory, ids = _opened(path)
-    offset = 0
+    seen: Counter[str] = Counter()
     while True:
         ended = not follow or backend.status(directory, ids).ended
-        while data := backend.log(directory, ids, offset):
-            offset += len(data)
-            yield data
+        while parts := backend.log(directory, ids, seen):
+            seen.update({part: len(data) for part, data in parts.items()})
+            yield from parts.values()
         if ended:
             return
         time.sleep(_POLL_S)

@@ -8,6 +8,7 @@ import os
 import signal
 import subprocess
 import time
+from collections import Counter
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -65,8 +66,8 @@ class DetachedBackend:
             return Status("lost", "it ended without an exit code; was the machine restarted?")
         return Status("failed", f"exit code {code}")
 
-    def log(self, directory: JobDirectory, ids: dict[str, Any], offset: int) -> bytes:
-        return read_from(directory.logs / "job.log", offset)
+    def log(self, directory: JobDirectory, ids: dict[str, Any], seen: Counter[str]) -> dict[str, bytes]:
+        return read_rest(directory.logs / "job.log", seen)
 
     def cancel(self, directory: JobDirectory, ids: dict[str, Any]) -> None:
         """Send SIGTERM to the process group."""
@@ -75,14 +76,15 @@ class DetachedBackend:
             os.killpg(_pid(directory), signal.SIGTERM)
 
 
-def read_from(path: Path, offset: int) -> bytes:
-    """Read a file from a byte offset to its end; empty if there is no file."""
+def read_rest(path: Path, seen: Counter[str]) -> dict[str, bytes]:
+    """Read the rest of a log file, which may not exist yet; see :meth:`vidvq.submit.backend.Backend.log`."""
     try:
         with path.open("rb") as file:
-            file.seek(offset)
-            return file.read()
+            file.seek(seen[path.name])
+            rest = file.read()
     except FileNotFoundError:
-        return b""
+        return {}
+    return {path.name: rest} if rest else {}
 
 
 def _lock_file(directory: JobDirectory) -> Path:

@@ -8,6 +8,7 @@ import json
 import shlex
 import shutil
 import subprocess
+from collections import Counter, defaultdict
 from collections.abc import Mapping
 from pathlib import PurePosixPath
 from typing import Any
@@ -92,10 +93,16 @@ class Backend:
                 return Status("done" if done else "failed", condition.get("message", ""))
         return Status("running" if now.get("ready") else "waiting", f"{now.get('ready', 0)} pods ready")
 
-    def log(self, directory: JobDirectory, ids: dict[str, Any], offset: int) -> bytes:
+    def log(self, directory: JobDirectory, ids: dict[str, Any], seen: Counter[str]) -> dict[str, bytes]:
         label = "batch.kubernetes.io/job-name" if ids["kind"] == "job" else "job-name"
         chosen = ["--selector", f"{label}={ids['name']}", "--prefix", "--tail=-1"]
-        return _get(ids, "logs", *chosen).encode()[offset:]
+        # kubectl fails if a pod has not started, and reads the others in no fixed order.
+        printed = _get(ids, "logs", *chosen, allowed="is waiting to start")
+        pods: defaultdict[str, list[str]] = defaultdict(list)
+        for line in printed.splitlines(keepends=True):
+            pods[line.partition("]")[0]].append(line)
+        rests = {pod: "".join(lines).encode()[seen[pod] :] for pod, lines in pods.items()}
+        return {pod: rest for pod, rest in rests.items() if rest}
 
     def cancel(self, directory: JobDirectory, ids: dict[str, Any]) -> None:
         _get(ids, "delete", "--wait=false", f"{ids['kind']}/{ids['name']}")
@@ -227,14 +234,15 @@ def _namespace(name: str | None) -> list[str]:
     return ["--namespace", name] if name else []
 
 
-def _get(ids: dict[str, Any], *arguments: str) -> str:
-    return _kubectl(*_namespace(ids.get("namespace")), *arguments)
+def _get(ids: dict[str, Any], *arguments: str, allowed: str | None = None) -> str:
+    return _kubectl(*_namespace(ids.get("namespace")), *arguments, allowed=allowed)
 
 
-def _kubectl(*arguments: str) -> str:
+def _kubectl(*arguments: str, allowed: str | None = None) -> str:
+    """Run kubectl and return its output, also that before an error whose message contains ``allowed``."""
     _find_kubectl()
     done = subprocess.run(["kubectl", *arguments], capture_output=True, text=True, check=False)
-    if done.returncode:
+    if done.returncode and not (allowed and allowed in done.stderr):
         raise StoreError(f"kubectl failed: {' '.join(done.stderr.split())}")
     return done.stdout
 

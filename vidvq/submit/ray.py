@@ -2,6 +2,7 @@
 
 import os
 import shlex
+from collections import Counter
 from collections.abc import Mapping
 from typing import Any
 from urllib.parse import urlsplit
@@ -61,8 +62,9 @@ class Backend:
             return Status("lost", f"the cluster at {ids['address']} has no job {ids['submission_id']}")
         return Status(_STATES.get(found[0], "running"), f"{ids['submission_id']}: {' '.join(found[1].split())[:300]}")
 
-    def log(self, directory: JobDirectory, ids: dict[str, Any], offset: int) -> bytes:
-        return ray_jobs.job_log(ids["address"], ids["submission_id"]).encode()[offset:]
+    def log(self, directory: JobDirectory, ids: dict[str, Any], seen: Counter[str]) -> dict[str, bytes]:
+        rest = ray_jobs.job_log(ids["address"], ids["submission_id"]).encode()[seen["log"] :]
+        return {"log": rest} if rest else {}
 
     def cancel(self, directory: JobDirectory, ids: dict[str, Any]) -> None:
         ray_jobs.stop_job(ids["address"], ids["submission_id"])

@@ -10,7 +10,7 @@ from typing import Any
 from vidvq.errors import StoreError, UsageError
 from vidvq.log import warn
 from vidvq.submit.backend import Status
-from vidvq.submit.detached import read_from
+from vidvq.submit.detached import read_rest
 from vidvq.submit.job_directory import JobDirectory
 from vidvq.submit.script import make_script, template
 from vidvq.submit.spec import Job
@@ -134,10 +134,10 @@ class Backend:
             return Status("lost", detail)
         return Status("failed", detail if code is None else f"{detail}, exit code {code}")
 
-    def log(self, directory: JobDirectory, ids: dict[str, Any], offset: int) -> bytes:
+    def log(self, directory: JobDirectory, ids: dict[str, Any], seen: Counter[str]) -> dict[str, bytes]:
         # The log of an array is that of its first job; the others are beside it.
         first = directory.logs / f"{ids['job']}_0.log"
-        return read_from(first if first.exists() else directory.logs / f"{ids['job']}.log", offset)
+        return read_rest(first if first.exists() else directory.logs / f"{ids['job']}.log", seen)
 
     def cancel(self, directory: JobDirectory, ids: dict[str, Any]) -> None:
         if self.status(directory, ids).state == "waiting":

@@ -14,6 +14,7 @@ from torch import Tensor
 
 from vidvq.errors import UsageError
 from vidvq.metrics.perceptual import PerceptualDistance
+from vidvq.model.pixels import MAX_PIXEL
 from vidvq.model.training_layers import use_training_layers
 from vidvq.train.activation_checkpointing import checkpoint_activations
 from vidvq.train.codebook_usage import UsageCounter
@@ -35,9 +36,6 @@ from vidvq.training.engine import (
 from vidvq.training.guard import BufferSnapshot, LossSpikeGuard, RollbackNeeded, Skipped
 from vidvq.training.random_state import sample_generators, seed_micro_batch
 from vidvq.training.training_state import Progress, TrainingState
-
-# Largest absolute value of a pixel, with a margin for rounding.
-_MAX_PIXEL = 1.001
 
 
 class Trainer:
@@ -218,7 +216,7 @@ class Trainer:
             RollbackNeeded: the training state is bad.
         """
         # One pass over the pixels, without a copy of their absolute values. NaN is outside as well.
-        outside = torch.stack(video.aminmax()).abs().amax().le(_MAX_PIXEL).logical_not()
+        outside = torch.stack(video.aminmax()).abs().amax().le(MAX_PIXEL).logical_not()
         values = [outside, guarded, video.new_full((), float(self.stop_requested()))]
         if discriminator_loss is not None:
             values += [discriminator_loss.detach(), terms["logits_real"], terms["logits_fake"]]

@@ -19,7 +19,7 @@ import yaml
 from vidvq import config
 from vidvq.formats.checkpoint import list_steps, read_checkpoint
 from vidvq.generate.config import GenerateTrainConfig
-from vidvq.submit import VERBS, Job, Resources, submit
+from vidvq.submit import VERBS, Job, Resources, logs, submit
 from vidvq.submit.kubernetes import Backend, manifest
 from vidvq.train import TrainConfig
 
@@ -279,17 +279,36 @@ case "$*" in
 *"-o json"*) [ ! -e "$CALLS.objects" ] || echo "$STATUS" ;;
 esac
 """
+# Prints one log after another, and fails while a pod has not started.
+LOGS = """#!/bin/sh
+case "$*" in
+*"-o json"*) echo "$STATUS" ;;
+*logs*)
+    set -- "$CALLS".log*
+    log=$(cat "$1")
+    [ $# -eq 1 ] || rm "$1"
+    echo "$log"
+    case "$log" in *pod/b*) exit ;; esac
+    echo 'Error from server (BadRequest): container "vidvq" in pod "b" is waiting to start: ContainerCreating' >&2
+    exit 1
+    ;;
+esac
+"""
 
 
-@pytest.mark.parametrize("verb", ["train", "shard"])
-def test_a_job_whose_submission_was_killed_or_that_runs_for_another_folder_is_found(tmp_path, monkeypatch, verb):
+def use_kubectl(script: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     kubectl = tmp_path / "bin/kubectl"
     kubectl.parent.mkdir()
-    kubectl.write_text(KUBECTL)
+    kubectl.write_text(script)
     kubectl.chmod(0o755)
     monkeypatch.setenv("PATH", f"{kubectl.parent}:{os.environ['PATH']}")
     monkeypatch.setenv("CALLS", str(tmp_path / "calls"))
     monkeypatch.setenv("STATUS", json.dumps({"status": {"ready": 1, "jobStatus": "RUNNING"}}))
+
+
+@pytest.mark.parametrize("verb", ["train", "shard"])
+def test_a_job_whose_submission_was_killed_or_that_runs_for_another_folder_is_found(tmp_path, monkeypatch, verb):
+    use_kubectl(KUBECTL, tmp_path, monkeypatch)
     job = job_of(verb)
     assert submit(job, tmp_path / "run").status is None
     (tmp_path / "run/attempts/1.json").unlink()
@@ -303,3 +322,19 @@ def test_a_job_whose_submission_was_killed_or_that_runs_for_another_folder_is_fo
     monkeypatch.setenv("STATUS", json.dumps({"status": ended}))
     assert submit(job, tmp_path / "third").status is None
     assert all("--namespace ml" in call for call in calls)
+
+
+def test_followed_logs_have_each_line_of_every_pod_once(tmp_path, monkeypatch):
+    use_kubectl(KUBECTL, tmp_path, monkeypatch)
+    submit(job_of("train"), tmp_path / "run")
+    (tmp_path / "bin/kubectl").write_text(LOGS)
+    a, b = ([f"[pod/{pod}/vidvq] line {number}\n" for number in range(3)] for pod in "ab")
+    # kubectl reads the pods in no fixed order.
+    for number, lines in enumerate(([a[0]], [a[0], a[1], b[0]], [b[0], b[1], *a], [*a, *b], [*b, *a])):
+        (tmp_path / f"calls.log{number}").write_text("".join(lines))
+    followed = logs(tmp_path / "run", follow=True)
+    found = [next(followed).decode() for _ in range(2)]
+    ended = {"conditions": [{"type": "Complete", "status": "True"}]}
+    monkeypatch.setenv("STATUS", json.dumps({"status": ended}))
+    found += [part.decode() for part in followed]
+    assert sorted("".join(found).splitlines(True)) == sorted([*a, *b])
