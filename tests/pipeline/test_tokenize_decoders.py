@@ -11,7 +11,7 @@ import pytest
 from tests.helpers.decoders import count_or_die, decode_or_crash, numbered
 from vidvq.corpus import frames as corpus_frames
 from vidvq.corpus.frames import ClipFrames, DecodeMessage, VideoFrames, decode_items
-from vidvq.corpus.source import Source
+from vidvq.corpus.source import Source, source_at
 from vidvq.errors import UsageError
 from vidvq.formats.clip_shard import clip_files
 from vidvq.formats.commit import Commit, ShardDraft, commit_shard
@@ -28,6 +28,7 @@ from vidvq.tokenize.probe import probe_samples
 from vidvq.tokenize.quality_gates import QualityGates
 from vidvq.tokenize.rows import PlannedSample
 from vidvq.tokenize.stage import _check_decoder, open_stage
+from vidvq.video import VideoError
 from vidvq.video.encode import encode_npy
 from vidvq.video.limits import Limits
 from vidvq.video.policy import VideoPolicy
@@ -392,6 +393,34 @@ def test_a_process_probes_a_video_once_for_all_shards_it_is_in(make_video, tmp_p
         # Nothing says that the file is still the same.
         assert decode(Source(str(tmp_path / "a.mp4")), 0)[-1].done
     assert probed[3:] == ["a.mp4", "a.mp4"]
+
+
+def test_an_item_ends_with_its_error_and_the_next_one_has_a_new_reader(make_video, tmp_path, monkeypatch):
+    opened, real = [], corpus_frames.open_reader
+
+    class Torn:
+        decoder = "pyav"
+
+        def __init__(self, *given) -> None:
+            opened.append(given)
+            self._reader = real(*given)
+
+        def read(self, indices):
+            if 9 in indices and len(opened) == 1:
+                raise VideoError("decode_error", "torn")
+            return self._reader.read(indices)
+
+    monkeypatch.setattr(corpus_frames, "open_reader", Torn)
+    source = source_at(str(make_video(tmp_path / "a.mp4", 48)))
+    rows = tuple(PlannedSample(key=key, source=source, first=at, num_frames=24) for key, at in (("a", 0), ("b", 24)))
+
+    def decode() -> list[tuple[str, bool, bool]]:
+        messages = decode_items(VideoFrames(rows, VideoPolicy(), Limits(), 8))
+        return [(message.key, message.error is not None, message.done) for message in messages]
+
+    whole = [("b", False, False), ("b", False, False), ("b", False, True)]
+    assert decode() == [("a", False, False), ("a", True, False), *whole]
+    assert decode()[-4:] == [("a", False, True), *whole] and len(opened) == 2
 
 
 def test_ranges_of_a_video_that_changed_between_them_are_not_of_one_file(make_video, tmp_path):

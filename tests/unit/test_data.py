@@ -298,3 +298,12 @@ def test_a_missing_shard_is_one_clear_error(clips, tmp_path):
     next(copy.glob("*.tar")).unlink()
     with pytest.raises(UsageError, match="clips-000.*is missing; run vidvq verify"):
         ClipDataset(config(str(copy)), 1)
+
+
+def test_a_damaged_json_of_a_clip_is_one_clear_error(clips, tmp_path):
+    shard = sorted(Path(shutil.copytree(clips, tmp_path / "copy")).glob("*.tar"))[0]
+    data = shard.read_bytes()
+    assert b'"clip_index":0' in data
+    shard.write_bytes(data.replace(b'"clip_index":0', b'"clip_index":7', 1))
+    with pytest.raises(UsageError, match=f"{shard.name} is damaged; run vidvq verify"):
+        ClipDataset(config(str(tmp_path / "copy")), 1)

@@ -239,7 +239,12 @@ def test_a_range_beyond_what_one_system_call_reads_is_whole(tmp_path, monkeypatc
 def test_remove_attempts_touches_only_attempts_of_that_name(tmp_path):
     for name in ("a.tar", "a.tar.tmp.h-1-2", "b.tar.tmp.h-1-2", "a.tar.tmpx"):
         (tmp_path / name).touch()
+    for name in ("a.tar.tmp.h-3-4", "c.tmp.h-1-2"):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "0.png").touch()
     remove_attempts(tmp_path, "a.tar")
+    assert names(tmp_path) == ["a.tar", "a.tar.tmpx", "b.tar.tmp.h-1-2", "c.tmp.h-1-2"]
+    remove_attempts(tmp_path, of={"c"})
     assert names(tmp_path) == ["a.tar", "a.tar.tmpx", "b.tar.tmp.h-1-2"]
 
 
