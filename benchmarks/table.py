@@ -2,8 +2,8 @@
 
     python benchmarks/table.py RESULTS.jsonl > TABLE.md
 
-Also adds that field: ``python benchmarks/table.py --part NAME < LINES >> RESULTS.jsonl`` passes the JSON lines of its
-input on, and drops all others.
+Also adds that field: ``python benchmarks/table.py --part NAME < LINES >> RESULTS.jsonl`` copies the JSON lines of its
+input and drops all other lines.
 """
 
 import json

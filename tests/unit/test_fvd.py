@@ -84,7 +84,7 @@ def test_windows_of_fvd_are_consecutive_and_within_minus_1_and_1(monkeypatch):
             return torch.zeros(1, 400)
 
     monkeypatch.setattr(fvd, "load_i3d", lambda _: Network())
-    scorer = fvd.FvdScorer("i3d.pt", 9, [20, 9])
+    scorer = fvd.FvdScorer("i3d.pt", 9, [20, 9], "cpu")
     frames = np.arange(20, dtype=np.uint8)[:, None, None, None].repeat(3, axis=3)
     frames[0] = 255
     scorer.add(frames)

@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 
+from vidvq.codebook import codebook_spans
 from vidvq.config import read_yaml
 from vidvq.demo.stages import SPLITS, stages
 from vidvq.evaluate.reconstruct import list_shards, read_frames
@@ -211,10 +212,10 @@ def _read_split(out: Path, name: str, card: TokenizerCard) -> Split:
         frames += info.num_frames
         raw_bytes += info.num_frames * info.height * info.width * 3
         array_bytes += codes.nbytes
-        for t, group in enumerate(codes):
-            book = card.codebook_of(t)
-            np.add.at(counts[book.name], group, 1)
-            bits += group.size * log2(book.size)
+        for book, latents in codebook_spans(card.codebooks):
+            part = codes[latents].ravel()
+            counts[book.name] += np.bincount(part, minlength=book.size)
+            bits += part.size * log2(book.size)
     return Split(
         videos={PurePath(row.source.uri).name: row.source.size for row in read_plan(clips).rows(VideoRow)},
         clips=read_json(clips / "summary.json"),

@@ -197,7 +197,8 @@ class _Evaluation:
             return None
         if self.clips is None:
             raise UsageError(f"fvd_backbone={self.config.fvd_backbone}: FVD compares frames; set --clips")
-        return FvdScorer(self.config.fvd_backbone, self.config.fvd_frames, self.held_out.num_frames())
+        lengths = self.held_out.num_frames()
+        return FvdScorer(self.config.fvd_backbone, self.config.fvd_frames, lengths, self.device.type)
 
     def _open_distance(self) -> LatentDistance | None:
         """Return the distance to the held-out clips; None, with a warning, if it cannot be measured."""

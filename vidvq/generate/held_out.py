@@ -3,6 +3,7 @@
 from itertools import groupby
 from math import log
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -48,7 +49,7 @@ class HeldOutLoss:
         samples = []
         for i in fitting[: config.held_out.samples][context.rank :: context.size]:
             codes = index.locations[i].read(card.tokenizer)[0][:lt]
-            samples.append(make_sample(index.locations[i].key, codes, torch.arange(len(codes)).numpy(), index.card))
+            samples.append(make_sample(index.locations[i].key, codes, np.arange(len(codes)), index.card))
         samples.sort(key=lambda sample: (sample.codes.shape, sample.key))
         self._samples = samples
         self._network = build_network(card).to(context.device).eval()

@@ -21,7 +21,6 @@ class HeldOutClips:
 
     Attributes:
         skipped: number of samples of the directory that are too large.
-        longest: largest number of frames that the generator was trained on.
 
     Raises:
         UsageError: all samples are too large, or a clip is missing.
@@ -30,7 +29,7 @@ class HeldOutClips:
     def __init__(self, card: GeneratorCard, tokens: Path, count: int, clips: Path | None = None) -> None:
         self._card = card
         lt, lh, lw = card.limits
-        self.longest = 1 + (lt - 1) * card.tokenizer.temporal_factor
+        self._longest = 1 + (lt - 1) * card.tokenizer.temporal_factor
         locations = index_tokens(tokens)
         grids = [location.read_info().grid for location in locations]
         fitting = [location for location, grid in zip(locations, grids, strict=True) if grid[1] <= lh and grid[2] <= lw]
@@ -52,7 +51,7 @@ class HeldOutClips:
 
     def num_frames(self) -> list[int]:
         """Return the number of frames of each sample, at most as many as the generator knows."""
-        return [min(location.read_info().num_frames, self.longest) for location in self.locations]
+        return [min(location.read_info().num_frames, self._longest) for location in self.locations]
 
     def read_codes(self) -> list[np.ndarray]:
         """Read the codes ``lt lh lw`` of the samples, at most as many latent frames as the generator knows."""
@@ -64,4 +63,4 @@ class HeldOutClips:
         There are none without ``clips``.
         """
         for location in self.locations if self._media else ():
-            yield decode_clip(read_bytes(self._media[location.key]), location.key)[: self.longest]
+            yield decode_clip(read_bytes(self._media[location.key]), location.key)[: self._longest]

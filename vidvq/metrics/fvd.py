@@ -24,7 +24,7 @@ class FvdScorer:
         UsageError: the weights cannot be read, or the originals have fewer than two windows.
     """
 
-    def __init__(self, backbone: str, frames: int, lengths: Iterable[int], device: str = "cpu") -> None:
+    def __init__(self, backbone: str, frames: int, lengths: Iterable[int], device: str) -> None:
         self._frames, self._device = frames, device
         windows = sum(length // frames for length in lengths)
         if windows < 2:
