@@ -83,7 +83,9 @@ def warm() -> "Iterator[WarmInterpreter]":
     """Starts commands in forks of a process that has imported what training and tokenization import."""
     from tests.helpers.warm import warm_interpreter
 
-    with warm_interpreter("vidvq.train", "vidvq.generate.loop", "vidvq.tokenize.worker", "vidvq.shard.worker") as warm:
+    with warm_interpreter(
+        "vidvq.train", "vidvq.generate.training.loop", "vidvq.tokenize.worker", "vidvq.shard.worker"
+    ) as warm:
         yield warm
 
 

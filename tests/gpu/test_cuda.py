@@ -215,10 +215,10 @@ def test_training_layers_on_the_device_are_as_exact_as_plain_ones(dtype, video, 
 
 
 def test_samples_on_the_device_depend_on_their_own_prompt_alone_and_steps_do_not_wait(device):
-    from vidvq.generate.block import TransformerConfig
+    from vidvq.generate.network.block import TransformerConfig
+    from vidvq.generate.network.transformer import VideoTransformer
     from vidvq.generate.requests import SamplingConfig
-    from vidvq.generate.sampling import Condition, SamplePrompt, sample_codes
-    from vidvq.generate.transformer import VideoTransformer
+    from vidvq.generate.sampling.codes import Condition, SamplePrompt, sample_codes
 
     torch.manual_seed(0)
     network = VideoTransformer(TransformerConfig(64, 2, 4, copy_radius=1), (512, 1 << 24), labels=3)

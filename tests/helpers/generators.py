@@ -4,7 +4,7 @@ from pathlib import Path
 
 from vidvq.formats.generator import GeneratorCard, write_generator
 from vidvq.formats.token_shard import TokenizerCard
-from vidvq.generate.network import build_network
+from vidvq.generate.network.build import build_network
 
 MODEL = {"width": 24, "depth": 2, "heads": 2, "mlp": 2.0, "attention": "full", "dropout": 0.0}
 

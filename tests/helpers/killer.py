@@ -27,7 +27,7 @@ if {"tokenize", "decode", "generate"} & {*sys.argv}:
     import torch._dynamo
 
     import vidvq.decode
-    import vidvq.generate.pipeline
+    import vidvq.generate.sampling.pipeline
     import vidvq.tokenize.thumbnails
     import vidvq.tokenize.worker
 

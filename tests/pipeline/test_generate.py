@@ -25,17 +25,17 @@ from vidvq.formats.code_statistics import read_code_statistics
 from vidvq.formats.generator import read_generator
 from vidvq.formats.token_index import index_tokens
 from vidvq.formats.token_shard import read_tokenizer_card
-from vidvq.generate import evaluate
-from vidvq.generate.code_vectors import code_vectors
 from vidvq.generate.conditions import label_index, read_column, read_conditions
 from vidvq.generate.config import ConditionConfig, GenerateTrainConfig, PixelConfig
-from vidvq.generate.evaluate import _Evaluation
-from vidvq.generate.held_out_conditions import HeldOutConditions
-from vidvq.generate.likelihood import NgramModels
-from vidvq.generate.open import open_request
+from vidvq.generate.evaluation import evaluate
+from vidvq.generate.evaluation.evaluate import _Evaluation
+from vidvq.generate.evaluation.held_out_conditions import HeldOutConditions
+from vidvq.generate.network.code_vectors import code_vectors
+from vidvq.generate.network.transformer import VideoTransformer
 from vidvq.generate.requests import FillConfig, InterpolateConfig, PredictConfig, SampleConfig, SamplingConfig
-from vidvq.generate.training_data import open_training_data
-from vidvq.generate.transformer import VideoTransformer
+from vidvq.generate.stages.open import open_request
+from vidvq.generate.training.likelihood import NgramModels
+from vidvq.generate.training.training_data import open_training_data
 from vidvq.model import VideoTokenizer
 from vidvq.pretrained import load_tokenizer
 
@@ -48,7 +48,7 @@ TRAIN = (
 SLOW = """
 import sys, time
 from vidvq import config
-from vidvq.generate import loop
+from vidvq.generate.training import loop
 from vidvq.generate.config import GenerateTrainConfig
 
 def measure(self, weights):
@@ -66,7 +66,7 @@ loop.run_generate_train(config.load(GenerateTrainConfig, config.find_config("gen
 
 BREAK_ONCE = """
 import torch
-from vidvq.generate.trainer import GeneratorTrainer
+from vidvq.generate.training.trainer import GeneratorTrainer
 train, broken = GeneratorTrainer.forward_backward, []
 def forward_backward(self, examples, micro_step):
     terms = train(self, examples, micro_step)
@@ -343,7 +343,7 @@ def test_predict_interpolate_and_fill_take_videos(
 @pytest.mark.parametrize("task", ["interpolate", "fill"])
 def test_hidden_pixels_do_not_change_the_samples(tmp_path, generator, clips_dir, checkpoint_dir, task, vidvq):
     from vidvq.formats.clip_shard import read_clips
-    from vidvq.generate.pipeline import GenerationPipeline
+    from vidvq.generate.sampling.pipeline import GenerationPipeline
     from vidvq.video.decode import decode_clip
 
     key, media, info = next(iter(read_clips(sorted(clips_dir.glob("*.tar"))[0])))
@@ -371,8 +371,8 @@ def test_hidden_pixels_do_not_change_the_samples(tmp_path, generator, clips_dir,
 
 
 def test_a_batch_is_padded_and_recorded(tmp_path, generator, tokens_dir, clips_dir, checkpoint_dir, vidvq):
-    from vidvq.generate.execution import GenerationExecution
-    from vidvq.generate.pipeline import GenerationPipeline
+    from vidvq.generate.sampling.execution import GenerationExecution
+    from vidvq.generate.sampling.pipeline import GenerationPipeline
 
     config = PredictConfig(given=5, sampling=SamplingConfig(steps=2))
     pipeline = GenerationPipeline(generator, config, checkpoint_dir, GenerationExecution(batch=3))
@@ -405,9 +405,9 @@ def test_a_batch_is_padded_and_recorded(tmp_path, generator, tokens_dir, clips_d
 @pytest.mark.parametrize(
     ("full", "task", "message"),
     [
-        ("vidvq.generate.pipeline.sample_codes", "predict", "a batch of 1 sample of 3x4x5 codes"),
+        ("vidvq.generate.sampling.pipeline.sample_codes", "predict", "a batch of 1 sample of 3x4x5 codes"),
         ("vidvq.model.VideoTokenizer.encode", "predict", ": encoding 5 frames of 40x32"),
-        ("vidvq.generate.pipeline.encode_visible", "interpolate", ": encoding 9 frames of 40x32"),
+        ("vidvq.generate.sampling.pipeline.encode_visible", "interpolate", ": encoding 9 frames of 40x32"),
     ],
 )
 def test_a_full_gpu_stops_the_job(
@@ -427,7 +427,7 @@ def all_but_the_first(job):
 
 
 def test_a_clip_that_its_shard_lacks_is_named(tmp_path, generator, clips_dir, checkpoint_dir, monkeypatch, vidvq):
-    monkeypatch.setattr("vidvq.generate.pixel_worker.decode_items", all_but_the_first)
+    monkeypatch.setattr("vidvq.generate.stages.pixel_worker.decode_items", all_but_the_first)
     options = ("--out", tmp_path / "out", "--checkpoint", checkpoint_dir, *FAST)
     done = vidvq("generate", "predict", generator, clips_dir, *options)
     assert done.code == 2 and "-00000, which was planned" in done.error, done.err
@@ -673,7 +673,8 @@ def test_fvd_is_scored_with_a_backbone_file(
     tmp_path, generator, tokens_dir, clips_dir, checkpoint_dir, monkeypatch, vidvq
 ):
     """With features that cost less than those of I3D: the means of the channels over a window."""
-    from vidvq.generate import evaluate, sampling
+    from vidvq.generate.evaluation import evaluate
+    from vidvq.generate.sampling import codes as sampling
     from vidvq.metrics import fvd
 
     sample_codes, batches = sampling.sample_codes, []

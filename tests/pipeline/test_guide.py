@@ -21,8 +21,8 @@ def test_decoded_frames_move_towards_the_text(tmp_path, tiny_tokens, clip):
     import torch
     from torch.nn import functional as F
 
-    from vidvq.generate.guide import Guide
     from vidvq.generate.requests import GuideConfig
+    from vidvq.generate.stages.guide import Guide
     from vidvq.model.pixels import to_video
     from vidvq.pretrained import load_pretrained
 
@@ -42,8 +42,8 @@ def test_decoded_frames_move_towards_the_text(tmp_path, tiny_tokens, clip):
 
 
 def test_samples_become_tokens_again(vidvq, tmp_path, tiny_tokens, checkpoint_dir, clip):
-    from vidvq.generate.guide import Guide
     from vidvq.generate.requests import GuideConfig
+    from vidvq.generate.stages.guide import Guide
 
     location, card = index_tokens(tiny_tokens)[0], read_tokenizer_card(tiny_tokens)
     codes, info = location.read(card)
@@ -70,7 +70,7 @@ def test_samples_become_tokens_again(vidvq, tmp_path, tiny_tokens, checkpoint_di
 
 
 def test_failed_samples_are_retried_alone(vidvq, tmp_path, tokens_dir, checkpoint_dir, clip, copy_of, monkeypatch):
-    from vidvq.generate.guide import Guide
+    from vidvq.generate.stages.guide import Guide
 
     tokens, guided, edit_sample = copy_of(tokens_dir), [], Guide.edit
 
@@ -101,8 +101,8 @@ def test_failed_samples_are_retried_alone(vidvq, tmp_path, tokens_dir, checkpoin
 
 
 def test_a_large_keep_leaves_the_codes_alone(tiny_tokens, checkpoint_dir, clip):
-    from vidvq.generate.guide import Guide
     from vidvq.generate.requests import GuideConfig
+    from vidvq.generate.stages.guide import Guide
 
     location, card = index_tokens(tiny_tokens)[0], read_tokenizer_card(tiny_tokens)
     codes, info = location.read(card)

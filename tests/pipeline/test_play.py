@@ -18,9 +18,9 @@ from vidvq.errors import UsageError
 from vidvq.formats.generator import read_generator
 from vidvq.formats.token_index import index_tokens
 from vidvq.formats.token_shard import read_tokenizer_card
-from vidvq.generate.network import load_network
+from vidvq.generate.network.build import load_network
 from vidvq.generate.requests import PlayConfig, SamplingConfig
-from vidvq.generate.rollout import Rollout
+from vidvq.generate.sampling.rollout import Rollout
 from vidvq.pretrained import load_tokenizer
 from vidvq.view.pictures import png_strip
 from vidvq.view.play import Game, build_play_page, play_routes

@@ -23,8 +23,8 @@ from vidvq.formats.plan import read_plan
 from vidvq.formats.sequence import SequenceConfig
 from vidvq.formats.token_index import index_tokens
 from vidvq.formats.token_shard import read_tokenizer_card, read_tokens
-from vidvq.generate.evaluate import run_generate_evaluate
-from vidvq.generate.loop import run_generate_train
+from vidvq.generate.evaluation.evaluate import run_generate_evaluate
+from vidvq.generate.training.loop import run_generate_train
 from vidvq.model import (
     StepShape,
     StreamState,

@@ -97,7 +97,7 @@ def train(arguments: tuple[str, ...], out: str | None, config_name: str) -> int:
     """
     # See vidvq.cli.train.
     os.environ.setdefault("GOMP_SPINCOUNT", "1000")
-    from vidvq.generate.loop import run_generate_train
+    from vidvq.generate.training.loop import run_generate_train
 
     run_generate_train(load_training_config(arguments, out, config_name))
     return 0
@@ -135,7 +135,7 @@ def evaluate(
     \b
     vidvq generate evaluate runs/generator runs/heldout-tokens --clips runs/heldout-clips --out scores.json
     """
-    from vidvq.generate.evaluate import run_generate_evaluate
+    from vidvq.generate.evaluation.evaluate import run_generate_evaluate
     from vidvq.generate.requests import EvaluateConfig
 
     settings = config.load(EvaluateConfig, None, list(overrides))
@@ -163,8 +163,8 @@ def play(
     vidvq generate play runs/world/generator --checkpoint runs/world/tokenizer "keys={ArrowLeft: [-1], ArrowRight: [1]}"
     """
     from vidvq.formats.generator import read_generator
+    from vidvq.generate.evaluation.training_samples import training_tokens
     from vidvq.generate.requests import PlayConfig
-    from vidvq.generate.training_samples import training_tokens
     from vidvq.view.play import Game, build_play_page, play_routes
     from vidvq.view.serve import serve
 
@@ -204,8 +204,8 @@ def guide(
     \b
     vidvq generate guide runs/tokens --text "a snowy street" --clip models/clip-vit-base-patch32 --out runs/snow
     """
-    from vidvq.generate.guide_stage import GuideStage
     from vidvq.generate.requests import GuideConfig
+    from vidvq.generate.stages.guide_stage import GuideStage
 
     arguments, retry_failed = take_reason(arguments, retry_failed)
     given, overrides = split(arguments)
@@ -227,7 +227,7 @@ def _request(name: str, inputs: str, type_name: str, short_help: str, help: str)
         retry_failed: str | None,
     ) -> int:
         from vidvq.generate import requests
-        from vidvq.generate.open import open_request
+        from vidvq.generate.stages.open import open_request
 
         arguments, retry_failed = take_reason(arguments, retry_failed)
         given, overrides = split(arguments)

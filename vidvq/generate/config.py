@@ -11,7 +11,7 @@ from vidvq.data.config import one_or_many
 from vidvq.errors import UsageError
 from vidvq.formats.generator import Objective
 from vidvq.formats.plugin_reference import TokenizerName
-from vidvq.generate.block import TransformerConfig
+from vidvq.generate.network.block import TransformerConfig
 from vidvq.settings import Located, PathName, absolute_path
 from vidvq.training.config import Decay, GuardConfig, NonNegative, OptimizerConfig, Seed, Steps, check_zero_stage
 

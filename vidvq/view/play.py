@@ -12,11 +12,11 @@ from vidvq.formats.generator import GeneratorCard, read_generator
 from vidvq.formats.token_index import index_tokens
 from vidvq.formats.token_location import TokenLocation
 from vidvq.formats.token_shard import read_tokenizer_card
-from vidvq.generate.code_vectors import code_vectors
-from vidvq.generate.network import load_network
+from vidvq.generate.network.build import load_network
+from vidvq.generate.network.code_vectors import code_vectors
 from vidvq.generate.requests import PlayConfig
-from vidvq.generate.rollout import Rollout
-from vidvq.generate.sampling import given_latents
+from vidvq.generate.sampling.codes import given_latents
+from vidvq.generate.sampling.rollout import Rollout
 from vidvq.html_page import json_element, render_page
 from vidvq.pretrained import load_tokenizer
 from vidvq.view.pictures import png_strip

@@ -11,7 +11,7 @@ from vidvq.errors import UsageError
 from vidvq.formats.checkpoint import digest_tensors, read_tensors
 from vidvq.formats.generator import read_generator
 from vidvq.formats.token_shard import read_tokenizer_card
-from vidvq.generate.network import load_network
+from vidvq.generate.network.build import load_network
 
 
 @pytest.fixture

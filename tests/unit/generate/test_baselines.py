@@ -2,7 +2,7 @@
 
 import numpy as np
 
-from vidvq.generate.baselines import blend, repeat_last, surrounding_mean
+from vidvq.generate.evaluation.baselines import blend, repeat_last, surrounding_mean
 
 
 def ramp(*values):

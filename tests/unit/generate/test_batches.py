@@ -1,8 +1,8 @@
 """Collection of samples into batches."""
 
 from vidvq.errors import UsageError
-from vidvq.generate.batches import Batches
-from vidvq.generate.stage import PromptRow
+from vidvq.generate.stages.batches import Batches
+from vidvq.generate.stages.token_stage import PromptRow
 from vidvq.jobs.shard_writer import Sample
 
 

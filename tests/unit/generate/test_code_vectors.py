@@ -5,11 +5,11 @@ import torch
 from torch.nn import functional as F
 
 from vidvq.errors import UsageError
-from vidvq.generate.block import TransformerConfig
-from vidvq.generate.code_vectors import code_vectors, nearest_to_mean
-from vidvq.generate.network import start_from_vectors
-from vidvq.generate.transformer import VideoTransformer
-from vidvq.generate.vocabulary import factorize
+from vidvq.generate.network.block import TransformerConfig
+from vidvq.generate.network.build import start_from_vectors
+from vidvq.generate.network.code_vectors import code_vectors, nearest_to_mean
+from vidvq.generate.network.transformer import VideoTransformer
+from vidvq.generate.network.vocabulary import factorize
 from vidvq.model import Tokenizer, TokenizerConfig, VideoTokenizer
 from vidvq.model.encoder import DecoderConfig, StackConfig
 from vidvq.model.quantize import DifferentialConfig, QuantizerConfig, ResidualConfig, VQConfig

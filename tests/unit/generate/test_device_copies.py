@@ -5,12 +5,13 @@ import torch
 from torch.utils.data._utils.pin_memory import pin_memory
 
 from vidvq.data import TokenBatch
-from vidvq.generate import trainer, transformer
 from vidvq.generate.blanking import BlankedVideo
-from vidvq.generate.block import TransformerConfig
-from vidvq.generate.examples import Examples
-from vidvq.generate.trainer import compute_loss
-from vidvq.generate.transformer import VideoTransformer
+from vidvq.generate.network import transformer
+from vidvq.generate.network.block import TransformerConfig
+from vidvq.generate.network.transformer import VideoTransformer
+from vidvq.generate.training import trainer
+from vidvq.generate.training.examples import Examples
+from vidvq.generate.training.trainer import compute_loss
 from vidvq.model.device_copy import copy_to_device
 from vidvq.model.launches import LaunchCounter
 

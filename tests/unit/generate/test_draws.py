@@ -11,9 +11,9 @@ from tests.helpers.generators import make_card
 from vidvq.data import TokenDataConfig, TokenDataset
 from vidvq.errors import UsageError
 from vidvq.formats.token_shard import read_tokenizer_card
-from vidvq.generate import examples, trainer
 from vidvq.generate.config import GenerateTrainConfig, PixelConfig, TaskConfig
-from vidvq.generate.examples import Columns, ExampleDataset
+from vidvq.generate.training import examples, trainer
+from vidvq.generate.training.examples import Columns, ExampleDataset
 from vidvq.pretrained import load_tokenizer
 from vidvq.training.distributed import DistributedContext
 

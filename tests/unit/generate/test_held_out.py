@@ -6,10 +6,10 @@ import torch
 from tests.helpers.generators import make_card
 from vidvq.data import TokenDataConfig
 from vidvq.formats.token_shard import read_tokenizer_card
-from vidvq.generate import held_out
 from vidvq.generate.config import GenerateTrainConfig, HeldOutConfig
-from vidvq.generate.held_out import HeldOutLoss
-from vidvq.generate.network import build_network
+from vidvq.generate.network.build import build_network
+from vidvq.generate.training import held_out
+from vidvq.generate.training.held_out import HeldOutLoss
 from vidvq.training.distributed import DistributedContext
 from vidvq.training.training_state import Progress
 

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from vidvq.errors import UsageError
-from vidvq.generate.latent_distance import LatentDistance
+from vidvq.generate.evaluation.latent_distance import LatentDistance
 from vidvq.model import Tokenizer
 from vidvq.pretrained import load_tokenizer
 

@@ -11,14 +11,14 @@ from tests.helpers.generators import MODEL, make_card
 from vidvq.errors import UsageError
 from vidvq.formats.token_shard import read_tokenizer_card
 from vidvq.generate.blanking import BlankedVideo
-from vidvq.generate.block import TransformerConfig
-from vidvq.generate.examples import seeded_rng
-from vidvq.generate.network import build_network
-from vidvq.generate.previous import add_copies, neighbors, previous_codes
+from vidvq.generate.network.block import TransformerConfig
+from vidvq.generate.network.build import build_network
+from vidvq.generate.network.previous import add_copies, neighbors, previous_codes
+from vidvq.generate.network.transformer import VideoTransformer
+from vidvq.generate.network.vocabulary import CodebookHead
 from vidvq.generate.requests import SamplingConfig
-from vidvq.generate.sampling import Condition, SamplePrompt, sample_codes
-from vidvq.generate.transformer import VideoTransformer
-from vidvq.generate.vocabulary import CodebookHead
+from vidvq.generate.sampling.codes import Condition, SamplePrompt, sample_codes
+from vidvq.generate.training.examples import seeded_rng
 
 SHAPE = (2, 4, 3, 2)
 

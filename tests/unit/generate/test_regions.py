@@ -11,8 +11,8 @@ from PIL import Image
 
 from vidvq.errors import UsageError
 from vidvq.formats.token_shard import TokenInfo
-from vidvq.generate.regions import prepare, read_mask, result_shape
 from vidvq.generate.requests import FillConfig, InterpolateConfig
+from vidvq.generate.sampling.regions import prepare, read_mask, result_shape
 
 FRAMES = np.random.default_rng(0).integers(0, 256, (5, 16, 24, 3), dtype=np.uint8)
 INFO = TokenInfo("a.mp4", 0, (2, 2, 3), 5, 16, 24, 10.0, "1/100", (3, 13, 23, 33, 50), 60)

@@ -5,9 +5,9 @@ import pytest
 
 from tests.helpers.generators import make_card
 from vidvq.formats.token_shard import read_tokenizer_card
-from vidvq.generate import rollout
 from vidvq.generate.requests import SamplingConfig
-from vidvq.generate.rollout import Rollout
+from vidvq.generate.sampling import rollout
+from vidvq.generate.sampling.rollout import Rollout
 from vidvq.pretrained import load_tokenizer
 
 

@@ -12,11 +12,11 @@ from tests.helpers.generators import make_card
 from vidvq.errors import UsageError
 from vidvq.formats.token_shard import read_tokenizer_card
 from vidvq.generate.blanking import BlankedVideo
-from vidvq.generate.examples import seeded_rng
-from vidvq.generate.network import build_network
+from vidvq.generate.network.build import build_network
 from vidvq.generate.requests import SamplingConfig
-from vidvq.generate.reveal_order import reveal_counts, reveal_order
-from vidvq.generate.sampling import Condition, SamplePrompt, _invert, _Window, sample_clips, sample_codes
+from vidvq.generate.sampling.codes import Condition, SamplePrompt, _invert, _Window, sample_clips, sample_codes
+from vidvq.generate.sampling.reveal_order import reveal_counts, reveal_order
+from vidvq.generate.training.examples import seeded_rng
 from vidvq.model.launches import LaunchCounter
 
 SHAPE = (3, 4, 5)
@@ -204,7 +204,7 @@ def test_clips_of_several_shapes_and_prompts_are_generated_in_batches_of_equal_o
         prompts = zip(range(7), starts, conditions, strict=True)
         return list(zip(shapes, [SamplePrompt(seeded_rng(str(at)), *more) for at, *more in prompts], strict=True))
 
-    monkeypatch.setattr("vidvq.generate.sampling.sample_codes", sample)
+    monkeypatch.setattr("vidvq.generate.sampling.codes.sample_codes", sample)
     together = sample_clips(precise, card, clips(), config, batch=2)
     assert sizes == [1, 2, 1, 1, 1, 1]
     alone = [sample_codes(precise, card, shape, [prompt], config)[0] for shape, prompt in clips()]
@@ -274,7 +274,7 @@ def drawn_rows(network, monkeypatch):
 
 def test_large_grids_are_drawn_in_parts_of_all_samples(network, card, monkeypatch, drawn_rows):
     whole = draw(network, card)
-    monkeypatch.setattr("vidvq.generate.sampling._MAX_LOGITS", 500)
+    monkeypatch.setattr("vidvq.generate.sampling.codes._MAX_LOGITS", 500)
     assert np.array_equal(draw(network, card), whole)
     for counts in drawn_rows:
         counts.clear()

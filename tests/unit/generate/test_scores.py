@@ -1,6 +1,6 @@
 """Scores of a generator as lines of text."""
 
-from vidvq.generate.scores import GeneratorScores, TaskScore
+from vidvq.generate.evaluation.scores import GeneratorScores, TaskScore
 
 
 def test_a_prediction_is_printed_over_its_horizon():

@@ -12,14 +12,14 @@ from tests.helpers.text_encoders import write_clip, write_text_encoder
 from vidvq.data.tokens import TokenBatch
 from vidvq.errors import UsageError
 from vidvq.formats.token_shard import read_tokenizer_card
-from vidvq.generate.block import KVCache
-from vidvq.generate.examples import Examples, seeded_rng
-from vidvq.generate.guide import Clip
-from vidvq.generate.network import build_network
+from vidvq.generate.network.block import KVCache
+from vidvq.generate.network.build import build_network
 from vidvq.generate.requests import SamplingConfig
-from vidvq.generate.sampling import Condition, SamplePrompt, sample_codes
+from vidvq.generate.sampling.codes import Condition, SamplePrompt, sample_codes
+from vidvq.generate.stages.guide import Clip
 from vidvq.generate.text import TextEncoder, open_text_encoder, pad_texts
-from vidvq.generate.trainer import compute_loss, draw_hidden
+from vidvq.generate.training.examples import Examples, seeded_rng
+from vidvq.generate.training.trainer import compute_loss, draw_hidden
 from vidvq.training.random_state import sample_generators
 
 WORDS = ("red", "green", "a blue clip")

@@ -3,7 +3,7 @@
 import pytest
 
 from vidvq.formats.token_shard import TokenInfo
-from vidvq.generate.pipeline import extend_times
+from vidvq.generate.sampling.pipeline import extend_times
 
 
 @pytest.mark.parametrize(

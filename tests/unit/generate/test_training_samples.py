@@ -6,7 +6,7 @@ import pytest
 from tests.helpers.generators import make_card
 from vidvq.formats.token_index import index_tokens
 from vidvq.formats.token_shard import read_tokenizer_card
-from vidvq.generate.training_samples import nearest_distances, read_training_samples, training_tokens
+from vidvq.generate.evaluation.training_samples import nearest_distances, read_training_samples, training_tokens
 
 
 @pytest.mark.parametrize(("count", "expected"), [(1, [0]), (3, [0, 6, 12]), (13, range(13)), (99, range(13))])

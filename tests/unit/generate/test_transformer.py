@@ -4,10 +4,10 @@ import pytest
 import torch
 
 from vidvq.errors import UsageError
-from vidvq.generate.block import KVCache, TransformerConfig
-from vidvq.generate.previous import UNKNOWN
-from vidvq.generate.transformer import VideoTransformer
-from vidvq.generate.vocabulary import CodebookHead, factorize
+from vidvq.generate.network.block import KVCache, TransformerConfig
+from vidvq.generate.network.previous import UNKNOWN
+from vidvq.generate.network.transformer import VideoTransformer
+from vidvq.generate.network.vocabulary import CodebookHead, factorize
 
 SHAPE = (2, 4, 3, 2)
 

@@ -15,12 +15,9 @@ from vidvq.formats.clip_shard import ClipInfo
 from vidvq.formats.generator import Generator, GeneratorCard, read_generator
 from vidvq.formats.token_shard import TokenInfo, token_files
 from vidvq.generate.blanking import BlankedVideo, encode_visible
-from vidvq.generate.code_vectors import code_vectors
 from vidvq.generate.conditions import NO_CONDITION, ClipCondition, label_index, latent_actions
-from vidvq.generate.examples import seeded_rng
-from vidvq.generate.execution import CPU, GenerationExecution
-from vidvq.generate.network import load_network
-from vidvq.generate.regions import prepare, read_mask, result_shape
+from vidvq.generate.network.build import load_network
+from vidvq.generate.network.code_vectors import code_vectors
 from vidvq.generate.requests import (
     FillConfig,
     InputConfig,
@@ -29,8 +26,11 @@ from vidvq.generate.requests import (
     RequestConfig,
     SampleConfig,
 )
-from vidvq.generate.sampling import Condition, SamplePrompt, batch_key, check_shape, sample_codes
+from vidvq.generate.sampling.codes import Condition, SamplePrompt, batch_key, check_shape, sample_codes
+from vidvq.generate.sampling.execution import CPU, GenerationExecution
+from vidvq.generate.sampling.regions import prepare, read_mask, result_shape
 from vidvq.generate.text import TextEncoder, open_text_encoder
+from vidvq.generate.training.examples import seeded_rng
 from vidvq.log import counted
 from vidvq.model import Tokenizer
 from vidvq.model.pixels import to_video

@@ -11,8 +11,8 @@ from vidvq.data.tokens import collate, make_sample, read_token_index
 from vidvq.errors import UsageError
 from vidvq.formats.generator import GeneratorCard
 from vidvq.generate.config import GenerateTrainConfig
-from vidvq.generate.likelihood import position_nats
-from vidvq.generate.network import build_network
+from vidvq.generate.network.build import build_network
+from vidvq.generate.training.likelihood import position_nats
 from vidvq.training.distributed import DistributedContext, all_reduce_sum
 
 # Number of estimates of bits per token to average.

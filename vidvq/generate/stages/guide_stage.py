@@ -16,14 +16,21 @@ from vidvq.formats.token_shard import (
     read_tokenizer_card,
 )
 from vidvq.generate.requests import GuideConfig
-from vidvq.generate.stage import FORMAT, PromptRow, PromptWorker, TokenPrompts, gpus_per_worker, identify_tokens
+from vidvq.generate.stages.token_stage import (
+    FORMAT,
+    PromptRow,
+    PromptWorker,
+    TokenPrompts,
+    gpus_per_worker,
+    identify_tokens,
+)
 from vidvq.jobs.stage import Activity, ListedStage
 from vidvq.pretrained import find_tokenizer
 from vidvq.runtime import Pool
 from vidvq.storage import pretty_json, resolve_path, sha256_file
 
 if TYPE_CHECKING:
-    from vidvq.generate.guide import Guide, GuidedSample
+    from vidvq.generate.stages.guide import Guide, GuidedSample
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -68,7 +75,7 @@ class GuideStage(TokenPrompts, ListedStage[PromptRow]):
             UsageError: the input is not a directory of token shards, the tokenizer did not make them or is of another
                 package, or the folder holds no CLIP model.
         """
-        from vidvq.generate.guide import check_clip, open_tokenizer
+        from vidvq.generate.stages.guide import check_clip, open_tokenizer
 
         tokens, clip = resolve_path(inputs[0]) if len(inputs) == 1 else None, options["clip"]
         if tokens is None or not has_plan(tokens) or read_plan(tokens).header.prefix != PREFIX:
@@ -107,7 +114,7 @@ class GuideStage(TokenPrompts, ListedStage[PromptRow]):
 
     def worker(self, pool: Pool) -> PromptWorker:
         """Build a worker in the current process."""
-        from vidvq.generate.guide import Guide
+        from vidvq.generate.stages.guide import Guide
 
         return PromptWorker(self, Guide(self.tokenizer, self.clip, self.text, self.config, self.card))
 

@@ -7,7 +7,7 @@ from einops import rearrange
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from vidvq.generate.head_norm import HeadNorm
+from vidvq.generate.network.head_norm import HeadNorm
 
 
 class TextContext(NamedTuple):

@@ -14,10 +14,10 @@ from contextlib import AbstractContextManager, nullcontext
 import torch
 from torch import Tensor, nn
 
-from vidvq.generate.block import Block, KVCache, Rotary, TransformerConfig
-from vidvq.generate.previous import UNKNOWN, PreviousInput, neighbors, previous_codes
-from vidvq.generate.text_attention import TextContext, TextProjection
-from vidvq.generate.vocabulary import CodebookEmbedding, CodebookHead
+from vidvq.generate.network.block import Block, KVCache, Rotary, TransformerConfig
+from vidvq.generate.network.previous import UNKNOWN, PreviousInput, neighbors, previous_codes
+from vidvq.generate.network.text_attention import TextContext, TextProjection
+from vidvq.generate.network.vocabulary import CodebookEmbedding, CodebookHead
 from vidvq.model.device_copy import copy_to_device
 
 

@@ -19,13 +19,13 @@ from torch import Tensor
 from vidvq.errors import UsageError
 from vidvq.formats.generator import GeneratorCard
 from vidvq.generate.blanking import BlankedVideo
-from vidvq.generate.block import KVCache
-from vidvq.generate.code_vectors import DigitVectors, nearest_to_mean
-from vidvq.generate.previous import UNKNOWN, previous_codes
+from vidvq.generate.network.block import KVCache
+from vidvq.generate.network.code_vectors import DigitVectors, nearest_to_mean
+from vidvq.generate.network.previous import UNKNOWN, previous_codes
+from vidvq.generate.network.transformer import VideoTransformer
 from vidvq.generate.requests import SamplingConfig
-from vidvq.generate.reveal_order import reveal_counts, reveal_order
+from vidvq.generate.sampling.reveal_order import reveal_counts, reveal_order
 from vidvq.generate.text import pad_texts
-from vidvq.generate.transformer import VideoTransformer
 from vidvq.model.device_copy import copy_to_device
 
 # Texts are padded to a multiple of this length, so that those of most batches have one shape (text tokens).
@@ -83,7 +83,7 @@ def sample_codes(
     Args:
         shape: shape ``lt lh lw`` of each clip.
         prompts: one per clip, of one :func:`batch_key`.
-        vectors: result of :func:`~vidvq.generate.code_vectors.code_vectors`; for ``estimate=mean`` only.
+        vectors: result of :func:`~vidvq.generate.network.code_vectors.code_vectors`; for ``estimate=mean`` only.
 
     Returns:
         Codes ``lt lh lw`` int64 of each clip, of which the first are the given ones.

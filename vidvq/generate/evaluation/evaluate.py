@@ -17,20 +17,20 @@ from vidvq.formats.checkpoint import checkpoint_name, resolve_checkpoint
 from vidvq.formats.code_statistics import write_code_statistics
 from vidvq.formats.generator import GeneratorCard, read_generator
 from vidvq.formats.token_shard import read_tokenizer_card
-from vidvq.generate.code_statistics import CodeStatisticsCollector
-from vidvq.generate.code_vectors import DigitVectors, code_vectors
-from vidvq.generate.examples import seeded_rng
-from vidvq.generate.execution import resolve_batch
-from vidvq.generate.held_out_clips import HeldOutClips
-from vidvq.generate.held_out_conditions import HeldOutConditions, network_arguments
-from vidvq.generate.held_out_tasks import BASELINES, HeldOutTasks, Prompt
-from vidvq.generate.latent_distance import LatentDistance
-from vidvq.generate.likelihood import NgramModels, position_nats
-from vidvq.generate.network import load_network
+from vidvq.generate.evaluation.code_statistics import CodeStatisticsCollector
+from vidvq.generate.evaluation.held_out_clips import HeldOutClips
+from vidvq.generate.evaluation.held_out_conditions import HeldOutConditions, network_arguments
+from vidvq.generate.evaluation.held_out_tasks import BASELINES, HeldOutTasks, Prompt
+from vidvq.generate.evaluation.latent_distance import LatentDistance
+from vidvq.generate.evaluation.scores import GeneratorScores, StepScore, TaskScore
+from vidvq.generate.evaluation.training_samples import nearest_distances, read_training_samples
+from vidvq.generate.network.build import load_network
+from vidvq.generate.network.code_vectors import DigitVectors, code_vectors
 from vidvq.generate.requests import EvaluateConfig, SamplingConfig
-from vidvq.generate.sampling import SamplePrompt, given_latents, sample_clips, sample_codes
-from vidvq.generate.scores import GeneratorScores, StepScore, TaskScore
-from vidvq.generate.training_samples import nearest_distances, read_training_samples
+from vidvq.generate.sampling.codes import SamplePrompt, given_latents, sample_clips, sample_codes
+from vidvq.generate.sampling.execution import resolve_batch
+from vidvq.generate.training.examples import seeded_rng
+from vidvq.generate.training.likelihood import NgramModels, position_nats
 from vidvq.log import progress, warn
 from vidvq.metrics.fvd import FvdScorer
 from vidvq.metrics.perceptual import load_perceptual

@@ -16,10 +16,6 @@ from vidvq.formats.plan import has_plan, read_plan
 from vidvq.formats.token_index import index_tokens
 from vidvq.formats.token_shard import PREFIX, read_tokenizer_card
 from vidvq.generate.conditions import ClipConditions, label_index, read_conditions
-from vidvq.generate.execution import resolve_execution
-from vidvq.generate.pipeline import sample_size
-from vidvq.generate.pixel_stage import GenerateClips, GenerateVideos
-from vidvq.generate.regions import hide_region, read_mask, result_shape
 from vidvq.generate.requests import (
     FillConfig,
     InputConfig,
@@ -28,8 +24,12 @@ from vidvq.generate.requests import (
     RequestConfig,
     SampleConfig,
 )
-from vidvq.generate.sampling import check_shape, given_latents
-from vidvq.generate.stage import PredictTokens, SampleStage, gpus_per_worker
+from vidvq.generate.sampling.codes import check_shape, given_latents
+from vidvq.generate.sampling.execution import resolve_execution
+from vidvq.generate.sampling.pipeline import sample_size
+from vidvq.generate.sampling.regions import hide_region, read_mask, result_shape
+from vidvq.generate.stages.pixel_stage import GenerateClips, GenerateVideos
+from vidvq.generate.stages.token_stage import PredictTokens, SampleStage, gpus_per_worker
 from vidvq.generate.text import open_text_encoder
 from vidvq.jobs.plan_clips import SHARD_STAGE
 from vidvq.jobs.stage import Stage

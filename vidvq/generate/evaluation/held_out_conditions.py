@@ -8,7 +8,7 @@ from torch import Tensor
 
 from vidvq.formats.generator import GeneratorCard
 from vidvq.generate.conditions import check_action_width, latent_actions, read_actions, read_column
-from vidvq.generate.sampling import Condition, stack_actions
+from vidvq.generate.sampling.codes import Condition, stack_actions
 from vidvq.generate.text import open_text_encoder, pad_texts
 
 

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from vidvq.generate.previous import UNKNOWN, add_copies
+from vidvq.generate.network.previous import UNKNOWN, add_copies
 
 _MAX_SIZE = 1 << 16
 # Samples digits ``n`` from logits ``n k`` of the digit with an index.

@@ -18,8 +18,8 @@ import numpy as np
 from vidvq.corpus.frames import ClipFrames, DecodeMessage, ItemInfo, VideoFrames, decode_items
 from vidvq.errors import UsageError
 from vidvq.formats.commit import Outcome, ShardDraft, commit_shard
-from vidvq.generate.batches import Batches, begin_shard
 from vidvq.generate.conditions import ClipCondition
+from vidvq.generate.stages.batches import Batches, begin_shard
 from vidvq.jobs.shard_writer import OrderedShardWriter, Rejected
 from vidvq.jobs.stage import AnyRow, ShardResult, ShardTask
 from vidvq.jobs.timing import Stopwatch
@@ -27,7 +27,7 @@ from vidvq.runtime import Deaths, Feeder, WorkerDied, describe_death
 from vidvq.video import VideoError
 
 if TYPE_CHECKING:
-    from vidvq.generate.pipeline import GenerationPipeline, PendingSample
+    from vidvq.generate.sampling.pipeline import GenerationPipeline, PendingSample
 
 # Returns the decoding job of some rows.
 FramesJobOf: TypeAlias = Callable[[Sequence[AnyRow]], ClipFrames | VideoFrames]

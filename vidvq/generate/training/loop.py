@@ -13,12 +13,12 @@ from vidvq.data import TokenDataset, iter_micro_batches
 from vidvq.errors import UsageError
 from vidvq.formats.checkpoint import is_checkpoint, resolve_checkpoint, step_folder
 from vidvq.formats.generator import GeneratorCard, write_generator
-from vidvq.generate.code_vectors import code_vectors
 from vidvq.generate.config import GenerateTrainConfig
-from vidvq.generate.examples import ExampleDataset, Examples
-from vidvq.generate.held_out import HeldOutLoss
-from vidvq.generate.trainer import GeneratorTrainer
-from vidvq.generate.training_data import load_matching_tokenizer, open_training_data
+from vidvq.generate.network.code_vectors import code_vectors
+from vidvq.generate.training.examples import ExampleDataset, Examples
+from vidvq.generate.training.held_out import HeldOutLoss
+from vidvq.generate.training.trainer import GeneratorTrainer
+from vidvq.generate.training.training_data import load_matching_tokenizer, open_training_data
 from vidvq.log import info, progress
 from vidvq.storage import is_remote, resolve_path
 from vidvq.training.checkpoints import latest_state, remove_partial_saves, save_checkpoint

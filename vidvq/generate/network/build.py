@@ -8,11 +8,11 @@ import torch
 from vidvq.config import validate
 from vidvq.errors import UsageError
 from vidvq.formats.generator import Generator, GeneratorCard
-from vidvq.generate.block import TransformerConfig
-from vidvq.generate.code_vectors import DigitVectors
 from vidvq.generate.conditions import actions_per_latent
 from vidvq.generate.config import BLANKED_TASKS
-from vidvq.generate.transformer import VideoTransformer
+from vidvq.generate.network.block import TransformerConfig
+from vidvq.generate.network.code_vectors import DigitVectors
+from vidvq.generate.network.transformer import VideoTransformer
 
 
 def build_network(card: GeneratorCard, seed: int = 0) -> VideoTransformer:
@@ -41,7 +41,7 @@ def start_from_vectors(network: VideoTransformer, vectors: list[DigitVectors], s
     Distances are kept on average, and so are the standard deviations of the initial weights.
 
     Args:
-        vectors: result of :func:`~vidvq.generate.code_vectors.code_vectors`.
+        vectors: result of :func:`~vidvq.generate.network.code_vectors.code_vectors`.
     """
     rng = torch.Generator().manual_seed(seed)
     for embedding, head, tables in zip(network.embeddings, network.heads, vectors, strict=True):

@@ -7,9 +7,9 @@ import torch
 from torch import Tensor
 
 from vidvq.formats.token_shard import TokenizerCard
-from vidvq.generate.examples import seeded_rng
-from vidvq.generate.objectives import stratified_masks
-from vidvq.generate.transformer import VideoTransformer
+from vidvq.generate.network.transformer import VideoTransformer
+from vidvq.generate.training.examples import seeded_rng
+from vidvq.generate.training.objectives import stratified_masks
 
 # Models that condition a code on another one.
 _CONTEXTS = ("bigram", "temporal")

@@ -16,9 +16,9 @@ from torch.nn import functional as F
 from vidvq.config import is_mapping
 from vidvq.errors import UsageError
 from vidvq.formats.token_shard import TokenInfo, TokenizerCard, token_files
-from vidvq.generate.examples import seeded_rng
 from vidvq.generate.requests import GuideConfig
 from vidvq.generate.text import refusing_damage
+from vidvq.generate.training.examples import seeded_rng
 from vidvq.log import counted
 from vidvq.model import VideoTokenizer
 from vidvq.pretrained import load_tokenizer

@@ -62,9 +62,10 @@ class GeneratorScores:
         nearest: mean fraction of codes that differ between a sample and the nearest training sample (0 to 1).
         nearest_held_out: the same for the held-out clips.
         frechet: Fréchet distance to the held-out clips in the tokenizer's latent space (lower is better; see
-            :class:`vidvq.generate.latent_distance.LatentDistance`), by task: of the samples (``generate``) and of the
-            clips of the first seed (other tasks). ``training`` is the distance of as many training samples as there
-            are held-out clips; compare with it, as few clips make every distance large. Empty if not measured.
+            :class:`vidvq.generate.evaluation.latent_distance.LatentDistance`), by task: of the samples (``generate``)
+            and of the clips of the first seed (other tasks). ``training`` is the distance of as many training samples
+            as there are held-out clips; compare with it, as few clips make every distance large. Empty if not
+            measured.
         fvd: Fréchet video distance to the held-out clips (lower is better), by task as in ``frechet``; empty if not
             computed.
         fvd_windows: number of windows of the held-out clips that ``fvd`` compares with.

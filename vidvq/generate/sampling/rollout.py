@@ -9,12 +9,12 @@ from torch import Tensor
 
 from vidvq.errors import UsageError
 from vidvq.formats.generator import GeneratorCard
-from vidvq.generate.code_vectors import DigitVectors
 from vidvq.generate.conditions import latent_actions
-from vidvq.generate.examples import seeded_rng
+from vidvq.generate.network.code_vectors import DigitVectors
+from vidvq.generate.network.transformer import VideoTransformer
 from vidvq.generate.requests import SamplingConfig
-from vidvq.generate.sampling import Condition, SamplePrompt, sample_codes
-from vidvq.generate.transformer import VideoTransformer
+from vidvq.generate.sampling.codes import Condition, SamplePrompt, sample_codes
+from vidvq.generate.training.examples import seeded_rng
 from vidvq.model import StreamState, Tokenizer
 from vidvq.model.pixels import to_frames
 
@@ -27,7 +27,7 @@ class Rollout:
     Args:
         start: codes ``t lh lw`` of the first latent frames (1 or more).
         size: height and width of a decoded frame (pixels).
-        vectors: result of :func:`~vidvq.generate.code_vectors.code_vectors`; for ``estimate=mean`` only.
+        vectors: result of :func:`~vidvq.generate.network.code_vectors.code_vectors`; for ``estimate=mean`` only.
 
     Raises:
         UsageError: the generator was trained on single latent frames.

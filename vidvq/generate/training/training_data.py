@@ -9,8 +9,8 @@ from vidvq.formats.checkpoint import BUNDLED, checkpoint_name, resolve_checkpoin
 from vidvq.formats.generator import GeneratorCard
 from vidvq.generate.conditions import Actions, read_actions, read_column
 from vidvq.generate.config import BLANKED_TASKS, GenerateTrainConfig
-from vidvq.generate.examples import Columns, ExampleDataset
 from vidvq.generate.text import TextEncoder
+from vidvq.generate.training.examples import Columns, ExampleDataset
 from vidvq.model import Tokenizer
 from vidvq.pretrained import load_tokenizer
 

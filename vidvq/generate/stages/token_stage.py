@@ -15,17 +15,17 @@ from vidvq.formats.rows import PlanRow
 from vidvq.formats.token_index import index_shard
 from vidvq.formats.token_location import TokenLocation
 from vidvq.formats.token_shard import CARD, PREFIX, encode_tokenizer_card
-from vidvq.generate.batches import Batches, BatchPipeline, begin_shard
 from vidvq.generate.conditions import ClipConditions
-from vidvq.generate.execution import CPU, GenerationExecution
 from vidvq.generate.requests import PredictConfig, RequestConfig, SampleConfig
+from vidvq.generate.sampling.execution import CPU, GenerationExecution
+from vidvq.generate.stages.batches import Batches, BatchPipeline, begin_shard
 from vidvq.jobs.stage import Activity, AnyRow, ListedStage, ShardResult, ShardTask, Stage
 from vidvq.jobs.timing import Stopwatch
 from vidvq.runtime import Pool, RuntimeConfig, count_gpus
 from vidvq.storage import pretty_json, sha256_bytes
 
 if TYPE_CHECKING:
-    from vidvq.generate.pipeline import GenerationPipeline, PendingSample
+    from vidvq.generate.sampling.pipeline import GenerationPipeline, PendingSample
 
 FORMAT = "vidvq.generated/1"
 
@@ -75,7 +75,7 @@ class GenerateStage(Stage[AnyRow], ABC):
 
     def pipeline(self, tokenizer: Path | None) -> "GenerationPipeline":
         """Load the generator, and the tokenizer if there is one."""
-        from vidvq.generate.pipeline import GenerationPipeline
+        from vidvq.generate.sampling.pipeline import GenerationPipeline
 
         return GenerationPipeline(self.generator, self.config, tokenizer, self.execution)
 
@@ -101,7 +101,7 @@ class _PromptStage(GenerateStage[PromptRow], ListedStage[PromptRow], ABC):
 
     @classmethod
     def open(cls, inputs: list[str], config: Any, **options: Any) -> "Stage[Any]":
-        """Build the stage; see :mod:`vidvq.generate.open`."""
+        """Build the stage; see :mod:`vidvq.generate.stages.open`."""
         return cls(config=config, **options)
 
     def worker(self, pool: Pool) -> "PromptWorker":

@@ -25,7 +25,7 @@ def code_vectors(tokenizer: Tokenizer, digits: list[tuple[int, ...]]) -> list[Di
     digits. Vectors are therefore means over random contexts, the same for all codes of a codebook.
 
     Args:
-        digits: number of values of each digit, by codebook; see :func:`vidvq.generate.vocabulary.factorize`.
+        digits: number of values of each digit, by codebook; see :func:`vidvq.generate.network.vocabulary.factorize`.
 
     Raises:
         UsageError: the tokenizer does not expose its latents.

@@ -8,11 +8,11 @@ from torch import Tensor
 
 from vidvq.errors import UsageError
 from vidvq.formats.generator import GeneratorCard
-from vidvq.generate.code_vectors import DigitVectors
 from vidvq.generate.config import GenerateTrainConfig
-from vidvq.generate.examples import Examples
-from vidvq.generate.network import build_network, start_from_vectors
-from vidvq.generate.objectives import draw_mask
+from vidvq.generate.network.build import build_network, start_from_vectors
+from vidvq.generate.network.code_vectors import DigitVectors
+from vidvq.generate.training.examples import Examples
+from vidvq.generate.training.objectives import draw_mask
 from vidvq.model.device_copy import copy_to_device
 from vidvq.training.distributed import DistributedContext, all_reduce_mean
 from vidvq.training.ema import WeightAverage

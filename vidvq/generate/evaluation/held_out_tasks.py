@@ -8,9 +8,9 @@ import numpy as np
 import torch
 
 from vidvq.formats.generator import GeneratorCard
-from vidvq.generate.baselines import blend, repeat_last, surrounding_mean
 from vidvq.generate.blanking import encode_visible, hide_box, hide_frames
-from vidvq.generate.sampling import Condition, given_latents
+from vidvq.generate.evaluation.baselines import blend, repeat_last, surrounding_mean
+from vidvq.generate.sampling.codes import Condition, given_latents
 from vidvq.model import Tokenizer
 from vidvq.model.pixels import to_video
 

@@ -10,7 +10,7 @@ from torch.nn import functional as F
 
 from vidvq.formats.code_statistics import BookStatistics, CodeStatistics
 from vidvq.formats.generator import GeneratorCard
-from vidvq.generate.transformer import VideoTransformer
+from vidvq.generate.network.transformer import VideoTransformer
 
 # Number of most frequent codes of a codebook that are described.
 _MAX_CODES = 4096
@@ -33,7 +33,7 @@ class CodeStatisticsCollector:
 
         Args:
             codes: ``lt lh lw``.
-            nats: result of :func:`vidvq.generate.likelihood.position_nats` for it, ``lt lh lw``.
+            nats: result of :func:`vidvq.generate.training.likelihood.position_nats` for it, ``lt lh lw``.
             given: number of first latent frames that were given.
         """
         values, books = nats.cpu().numpy(), self._card.tokenizer.codebooks

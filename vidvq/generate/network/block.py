@@ -9,8 +9,8 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from vidvq.errors import UsageError
-from vidvq.generate.head_norm import HeadNorm
-from vidvq.generate.text_attention import TextAttention, TextContext
+from vidvq.generate.network.head_norm import HeadNorm
+from vidvq.generate.network.text_attention import TextAttention, TextContext
 
 # Wavelengths of the rotary positions range from 2 pi to about 2 pi times this number (latents).
 _ROTARY_BASE = 100.0
@@ -193,7 +193,7 @@ def _rotate(x: Tensor, rotation: Rotation) -> Tensor:
 def _stream_mask(streams: int, t: int, area: int, device: torch.device) -> Tensor | None:
     """Return the attention mask (query, key) over positions ``s t h w``; None attends to all.
 
-    The rules are in :mod:`vidvq.generate.transformer`.
+    The rules are in :mod:`vidvq.generate.network.transformer`.
     """
     if streams == 1:
         return None

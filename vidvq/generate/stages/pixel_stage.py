@@ -12,9 +12,9 @@ from vidvq.corpus.frames import ClipFrames, VideoFrames, sample_video
 from vidvq.corpus.source import Source
 from vidvq.formats.keys import item_key, video_key
 from vidvq.generate.conditions import NO_CONDITION, ClipCondition, ClipConditions
-from vidvq.generate.pixel_worker import FramesJobOf, PixelWorker
 from vidvq.generate.requests import InputConfig, PredictConfig
-from vidvq.generate.stage import GenerateStage
+from vidvq.generate.stages.pixel_worker import FramesJobOf, PixelWorker
+from vidvq.generate.stages.token_stage import GenerateStage
 from vidvq.jobs.local_clips import local_clips
 from vidvq.jobs.rows import ClipRow, VideoRow
 from vidvq.jobs.stage import Activity, ClipStage, ShardTask, VideoStage

@@ -1,0 +1,1 @@
+"""Scores of a generator on held-out clips."""

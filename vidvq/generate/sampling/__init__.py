@@ -1,0 +1,1 @@
+"""From prompts to codes, and to the files of token samples."""

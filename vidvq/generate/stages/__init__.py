@@ -1,0 +1,1 @@
+"""Corpus jobs of `vidvq generate`."""
