@@ -11,6 +11,8 @@ import numpy as np
 from vidvq.corpus.frames import ClipFrames, DecodedClip, DecodeMessage, VideoFrames, decode_clips, decode_items
 from vidvq.video import VideoError
 
+BROKEN = VideoError("decode_error", "broken")
+
 
 def decode_or_crash(job: ClipFrames | VideoFrames) -> Iterator[DecodeMessage]:
     """Decode, and crash with a segmentation fault on items whose keys end in ``-00002``."""
@@ -20,11 +22,17 @@ def decode_or_crash(job: ClipFrames | VideoFrames) -> Iterator[DecodeMessage]:
         yield message
 
 
+def decode_or_fail(job: ClipFrames | VideoFrames) -> Iterator[DecodeMessage]:
+    """Decode; items whose keys end in ``-00001`` are damaged."""
+    for message in decode_items(job):
+        yield DecodeMessage(message.key, error=BROKEN) if message.key.endswith("-00001") else message
+
+
 def clips_or_crash(job: ClipFrames) -> Iterator[DecodedClip]:
     """Decode clips; those whose keys end in ``-00001`` are damaged, and those in ``-00002`` crash the decoder."""
     for clip in decode_clips(job):
         if clip.key.endswith("-00001"):
-            clip = replace(clip, frames=None, error=VideoError("decode_error", "broken"))
+            clip = replace(clip, frames=None, error=BROKEN)
         if clip.key.endswith("-00002"):
             os.kill(os.getpid(), signal.SIGSEGV)
         yield clip

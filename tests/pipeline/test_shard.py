@@ -200,6 +200,16 @@ def test_other_inputs_for_the_same_directory_are_refused(clips_dir, demo_videos,
     assert "portrait_man.mp4 was added" in ran.error and "carphone.mp4 was removed" in ran.error
 
 
+@pytest.mark.parametrize(
+    ("setting", "reason"), [("filters.min_motion=0.5", "static"), ("filters.min_luma=0.99", "too_dark")]
+)
+def test_clips_below_a_threshold_are_left_out(tmp_path, make_video, vidvq, setting, reason):
+    video, out = make_video(tmp_path / "a.mp4", 8), tmp_path / "out"
+    assert vidvq("shard", video, "--out", out, *SETTINGS, INLINE, setting).code == 0
+    summary = json.loads((out / "summary.json").read_bytes())
+    assert summary["filtered"].keys() == {reason} and summary["ok"] == 0
+
+
 def test_a_foreign_directory_is_refused_and_unchanged(demo_videos, tmp_path, vidvq):
     (tmp_path / "thesis.tex").write_text("mine")
     ran = vidvq("shard", demo_videos / "train/carphone.mp4", "--out", tmp_path, INLINE)

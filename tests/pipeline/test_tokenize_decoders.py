@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from tests.helpers.decoders import count_or_die, decode_or_crash, numbered
+from tests.helpers.decoders import count_or_die, decode_or_crash, decode_or_fail, numbered
 from vidvq.corpus import frames as corpus_frames
 from vidvq.corpus.frames import ClipFrames, DecodeMessage, VideoFrames, decode_items
 from vidvq.corpus.source import Source, source_at
@@ -17,6 +17,7 @@ from vidvq.formats.clip_shard import clip_files
 from vidvq.formats.commit import Commit, ShardDraft, commit_shard
 from vidvq.formats.execution import CPU
 from vidvq.formats.plan import read_plan
+from vidvq.formats.token_index import index_tokens
 from vidvq.jobs.nvdec import NvdecMonitor
 from vidvq.jobs.rows import ClipRow
 from vidvq.jobs.stage import ShardResult, ShardTask
@@ -143,6 +144,17 @@ def test_each_process_decodes_its_own_turns_only(clips_dir, monkeypatch):
         messages = decode_items(ClipFrames(shard, frozenset(keys), share=(index, 2)))
         decoded.append([message.key for message in messages if message.done])
     assert decoded == [[*keys[0:2], *keys[4:6]], keys[2:4]]
+
+
+def test_a_damaged_clip_costs_neither_the_one_before_it_nor_the_one_after(
+    clips_dir, checkpoint_dir, tokens_dir, tmp_path, vidvq, monkeypatch
+):
+    monkeypatch.setattr("vidvq.tokenize.decoders.decode_items", decode_or_fail)
+    out = tmp_path / "out"
+    command = ("tokenize", clips_dir, "--checkpoint", checkpoint_dir, "--out", out, INLINE, "max_failed=1")
+    assert vidvq(*command).code == 0
+    found, whole = ({one.key for one in index_tokens(folder)} for folder in (out, tokens_dir))
+    assert found < whole and [key[-6:] for key in whole - found] == ["-00001"]
 
 
 def test_real_processes_take_turns_and_one_that_dies_costs_one_item(

@@ -110,6 +110,7 @@ def test_a_seed_may_be_a_digest(tokens_dir):
 
 def test_a_far_position_of_one_directory_is_reached_at_once(tokens_dir):
     loader = TokenLoader(str(tokens_dir), 2, seed=3)
+    loader.load_state_dict(loader.state_dict())
     loader.load_state_dict(loader.state_dict() | {"batch": 10**10})
     assert len(first_batches(loader, 1)[0].keys) == 2
 
@@ -231,6 +232,21 @@ def test_an_epoch_is_all_samples(tokens_dir):
     loader = TokenLoader(tokens_dir, 1)
     keys = [batch.keys[0] for batch in first_batches(loader, loader.num_samples)]
     assert sorted(keys) == sorted(location.key for location in index_tokens(tokens_dir))
+
+
+def test_directories_of_one_tokenizer_are_mixed_by_weight(tokens_dir, copy_of):
+    one, other = str(tokens_dir), str(copy_of(tokens_dir))
+    together = TokenLoader([one, other], 4)
+    assert together.num_samples == 2 * TokenLoader(one, 4).num_samples
+    keys = [key for batch in first_batches(together, together.num_samples // 4) for key in batch.keys]
+    assert len(set(keys)) < len(keys), "samples of both"
+    loader = TokenLoader({one: 3, other: 1}, 4, latents=2)
+    drawn = [
+        int(loader.dataset.index.dataset[sample.index])
+        for number in range(40)
+        for sample in loader.dataset.order.batch(number)[1]
+    ]
+    assert len(drawn) == 160 and abs(drawn.count(1) - 40) <= 2
 
 
 def test_tokens_of_two_tokenizers_are_refused(tokens_dir, copy_of):

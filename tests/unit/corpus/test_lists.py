@@ -193,6 +193,12 @@ def test_paths_of_a_binary_column_are_read(folder):
     assert third.failure[0] == "bad_name" and "5000 bytes" in third.failure[1]
 
 
+def test_what_decides_what_is_listed_is_the_identity_of_a_policy():
+    same = ListPolicy(allow_private=True)
+    assert same.identity() == ListPolicy().identity() == {"uri": None, "start": None, "end": None, "carry": []}
+    assert ListPolicy(where="a=1", roots=("/a",)).identity() == same.identity() | {"where": "a=1", "roots": ["/a"]}
+
+
 def test_fields_of_a_column_are_carried(folder):
     rows = {"path": ["a.mp4"], "meta": [{"tags": ["x"], "score": 1}]}
     pq.write_table(pa.table(rows), folder / "list.parquet")

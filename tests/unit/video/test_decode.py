@@ -339,8 +339,17 @@ def test_a_clip_in_memory_decodes_whole():
     assert shown(decode_clip(clip(), "a")) == [0, 1, 2, 3, 4]
 
 
+def npy(shape: tuple[int, ...], dtype: str = "u1") -> bytes:
+    file = io.BytesIO()
+    np.save(file, np.zeros(shape, dtype))
+    return file.getvalue()
+
+
+NO_CLIPS = [npy((2, 4, 4)), npy((2, 4, 4, 4)), npy((2, 4, 4, 3), "f4")]
+
+
 @pytest.mark.parametrize(
-    "media", [b"", b"#EXTM3U\nhttp://x/\n", b"\x1a\x45\xdf\xa3", b"\0\0\0\x20ftypisom", clip()[:-200]]
+    "media", [b"", b"#EXTM3U\nhttp://x/\n", b"\x1a\x45\xdf\xa3", b"\0\0\0\x20ftypisom", clip()[:-200], *NO_CLIPS]
 )
 def test_a_damaged_clip_is_an_error_that_names_it(media):
     with pytest.raises(VideoError, match="decode_error: some-key"):
