@@ -66,7 +66,7 @@ def test_the_nodes_of_a_cluster_are_checked(make_short_folder):
     tmp_path = make_short_folder()
     with cluster(tmp_path) as (one, _, _):
         # As in a Ray job; this machine may have other clusters.
-        environment = os.environ | TOKEN | {"RAY_ADDRESS": f"{one.address}:6379"}
+        environment = os.environ | TOKEN | {"RAY_ADDRESS": f"{one.address}:6379", "PYTHONWARNINGS": "ignore"}
 
         def preflight(shared: Path) -> subprocess.CompletedProcess:
             command = one.command(sys.executable, "-c", PREFLIGHT, str(shared))
