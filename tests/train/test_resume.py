@@ -1,7 +1,6 @@
 """Resume: with another number of ranks, another ZeRO stage, a torn checkpoint, or after a bad batch."""
 
 import json
-import math
 import shutil
 
 import pytest
@@ -50,8 +49,8 @@ torch.amp.GradScaler = functools.partial(torch.amp.GradScaler, init_scale=2.0**2
 @pytest.mark.slow
 def test_a_resumed_run_in_fp16_keeps_its_loss_scale(train, tmp_path):
     whole = train(tmp_path / "whole", "precision=fp16", patch=LARGE_SCALE)
-    # The first gradients overflow; with the scale of a new run, so would those after step 3.
-    assert whole.column("grad_norm")[0] == math.inf > whole.column("grad_norm")[3]
+    # The first gradients overflow (null in metrics); with the scale of a new run, so would those after step 3.
+    assert whole.column("grad_norm")[0] is None and whole.column("grad_norm")[3] > 0
     run = train(stopped_at_3(whole, tmp_path), "precision=fp16", patch=LARGE_SCALE)
     assert "resuming from" in run.stderr
     assert run.lines == whole.lines
