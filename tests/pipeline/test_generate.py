@@ -30,11 +30,11 @@ from vidvq.generate.config import ConditionConfig, GenerateTrainConfig, PixelCon
 from vidvq.generate.evaluation import evaluate
 from vidvq.generate.evaluation.evaluate import _Evaluation
 from vidvq.generate.evaluation.held_out_conditions import HeldOutConditions
+from vidvq.generate.evaluation.ngram import NgramModels
 from vidvq.generate.network.code_vectors import code_vectors
 from vidvq.generate.network.transformer import VideoTransformer
 from vidvq.generate.requests import FillConfig, InterpolateConfig, PredictConfig, SampleConfig, SamplingConfig
 from vidvq.generate.stages.open import open_request
-from vidvq.generate.training.likelihood import NgramModels
 from vidvq.generate.training.training_data import open_training_data
 from vidvq.model import VideoTokenizer
 from vidvq.pretrained import load_tokenizer

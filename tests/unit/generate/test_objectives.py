@@ -8,9 +8,10 @@ import torch
 
 from vidvq.codebook import Codebook
 from vidvq.formats.token_shard import TokenizerCard
+from vidvq.generate.evaluation.ngram import NgramModels
 from vidvq.generate.network.block import TransformerConfig
 from vidvq.generate.network.transformer import VideoTransformer
-from vidvq.generate.training.likelihood import NgramModels, chosen_positions, position_nats
+from vidvq.generate.training.likelihood import chosen_positions, position_nats
 from vidvq.generate.training.objectives import draw_mask, stratified_masks
 
 SHAPE = (64, 4, 3, 5)

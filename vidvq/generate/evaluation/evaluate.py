@@ -22,6 +22,7 @@ from vidvq.generate.evaluation.held_out_clips import HeldOutClips
 from vidvq.generate.evaluation.held_out_conditions import HeldOutConditions, network_arguments
 from vidvq.generate.evaluation.held_out_tasks import BASELINES, HeldOutTasks, Prompt
 from vidvq.generate.evaluation.latent_distance import LatentDistance
+from vidvq.generate.evaluation.ngram import NgramModels
 from vidvq.generate.evaluation.scores import GeneratorScores, StepScore, TaskScore
 from vidvq.generate.evaluation.training_samples import nearest_distances, read_training_samples
 from vidvq.generate.network.build import load_network
@@ -30,7 +31,7 @@ from vidvq.generate.requests import EvaluateConfig, SamplingConfig
 from vidvq.generate.sampling.codes import SamplePrompt, given_latents, sample_clips, sample_codes
 from vidvq.generate.sampling.execution import resolve_batch
 from vidvq.generate.training.examples import seeded_rng
-from vidvq.generate.training.likelihood import NgramModels, position_nats
+from vidvq.generate.training.likelihood import position_nats
 from vidvq.log import progress, warn
 from vidvq.metrics.fvd import FvdScorer
 from vidvq.metrics.perceptual import load_perceptual
