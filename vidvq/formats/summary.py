@@ -1,16 +1,17 @@
 """Summary of a finished job: the sum over its commit records, which account for every planned item once."""
 
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import asdict, dataclass, fields
 from math import prod
 from pathlib import Path
 
+import pyarrow as pa
 import pyarrow.compute as pc
 
 from vidvq.errors import JobStopped, UsageError
 from vidvq.formats.arrow import keys_of
-from vidvq.formats.commit import FOLDER, Commit, Outcome, read_commit, read_commits, record_path
+from vidvq.formats.commit import FOLDER, Commit, Outcome, read_commits, record_path
 from vidvq.formats.plan import Plan, newer_generation, read_plan
 from vidvq.log import counted, in_bytes
 from vidvq.storage import file_exists, pretty_json, remove_attempts, safe_join, write_shared
@@ -193,6 +194,31 @@ def summarize(folder: Path, plan: Plan) -> JobSummary:
         UsageError: a shard is not committed, or the records do not add up to the plan.
         JobStopped: another driver has changed the plan in the meantime.
     """
+    return _summarize(folder, plan, lambda rows, commit: None)
+
+
+def summarize_update(folder: Path, plan: Plan, made: bool) -> UpdateSummary:
+    """Summarize as :func:`summarize` does, with the failures of the newest generation apart.
+
+    Args:
+        made: whether the update made a shard; if not, there was nothing to do, and the newest generation is an older
+            update's.
+    """
+    newest = len(plan.headers) - 1
+    failed, filtered = _Tally(), _Tally()
+
+    def tally(rows: pa.Table, commit: Commit) -> None:
+        keys = set(keys_of(rows.filter(pc.field("generation") == newest))) if made else set[str]()
+        failed.add(outcome for outcome in commit.failed if outcome.key in keys)
+        filtered.add(outcome for outcome in commit.filtered if outcome.key in keys)
+
+    summary = _summarize(folder, plan, tally)
+    known = {each.name: getattr(summary, each.name) for each in fields(JobSummary)}
+    return UpdateSummary(**known, new_failed=failed.reasons(), new_filtered=filtered.reasons())
+
+
+def _summarize(folder: Path, plan: Plan, tally: Callable[[pa.Table, Commit], None]) -> JobSummary:
+    """Summarize, and call ``tally`` with the rows and the record of each shard."""
     refuse_older_plan(folder, plan)
     total = RecordSum()
     commits = read_commits(folder, plan.shard_names())
@@ -202,6 +228,7 @@ def summarize(folder: Path, plan: Plan) -> JobSummary:
         if commit is None or commit.items != rows.num_rows:
             raise UsageError(f"{folder}: {shard} is not committed whole; run the same command again")
         total.add(commit)
+        tally(rows, commit)
     summary = total.summary(plan)
     write_shared(folder / SUMMARY, encode_summary(summary))
     # All shards are committed. Temporary files belong to killed or late writers, and older generations of a shard are
@@ -210,24 +237,6 @@ def summarize(folder: Path, plan: Plan) -> JobSummary:
     remove_attempts(folder)
     remove_attempts(folder / FOLDER)
     return summary
-
-
-def summarize_update(folder: Path, plan: Plan, summary: JobSummary, made: bool) -> UpdateSummary:
-    """Return the summary of a corpus with the failures of its newest generation apart.
-
-    Args:
-        made: whether the update made a shard; if not, there was nothing to do, and the newest generation is an older
-            update's.
-    """
-    newest = len(plan.headers) - 1
-    failed, filtered = _Tally(), _Tally()
-    for shard, table in plan.shard_tables() if made else ():
-        keys = set(keys_of(table.filter(pc.field("generation") == newest)))
-        if keys and (commit := read_commit(folder, shard)):
-            failed.add(outcome for outcome in commit.failed if outcome.key in keys)
-            filtered.add(outcome for outcome in commit.filtered if outcome.key in keys)
-    known = {each.name: getattr(summary, each.name) for each in fields(JobSummary)}
-    return UpdateSummary(**known, new_failed=failed.reasons(), new_filtered=filtered.reasons())
 
 
 def refuse_older_plan(folder: Path, plan: Plan) -> None:

@@ -62,9 +62,9 @@ def run_job(stage: Stage[AnyRow], inputs: list[str], out: Path, update: CorpusUp
             # Another driver may have changed the corpus, and deleted the temporary files of this one.
             refuse_older_plan(out, plan)
             raise
-        summary = summarize(out, plan)
+        summary = summarize_update(out, plan, made) if update else summarize(out, plan)
         write_report(stage, plan, summary, out)
-    return summarize_update(out, plan, summary, made) if update else summary
+    return summary
 
 
 def _plan(stage: Stage[Any], inputs: list[str], out: Path, update: CorpusUpdate | None, runtime: Runtime) -> Plan:
