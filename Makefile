@@ -137,7 +137,7 @@ format: $(VENV)/.with-dev  ## Fix what ruff can fix.
 	$(BIN)/ruff format .
 
 clean:  ## Remove what make wrote, but not runs/, which may hold trained models.
-	rm -rf $(VENV) dist site
+	rm -rf $(VENV) $(OLDEST) dist site
 
 $(VENV)/readers: tests/readers/libraries.txt $(VENV)/.with-test
 	rm -rf $@

@@ -6,7 +6,7 @@ import shutil
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, replace
 from fractions import Fraction
 from pathlib import Path
@@ -87,6 +87,21 @@ def warm() -> "Iterator[WarmInterpreter]":
         "vidvq.train", "vidvq.generate.training.loop", "vidvq.tokenize.worker", "vidvq.shard.worker"
     ) as warm:
         yield warm
+
+
+@pytest.fixture
+def current_devices(monkeypatch) -> list[object]:
+    """The tensors whose devices are current, innermost last, of a stand-in for ``torch.cuda.device_of``."""
+    current: list[object] = []
+
+    @contextmanager
+    def device_of(tensor: object) -> Iterator[None]:
+        current.append(tensor)
+        yield
+        current.pop()
+
+    monkeypatch.setattr("torch.cuda.device_of", device_of)
+    return current
 
 
 @pytest.fixture(autouse=True)

@@ -1,6 +1,5 @@
 """Triton kernels, interpreted on the CPU: equal to plain torch up to rounding, and to themselves to the bit."""
 
-from contextlib import contextmanager
 from dataclasses import replace
 from itertools import pairwise
 from math import prod
@@ -215,20 +214,13 @@ def test_a_latent_depends_on_its_receptive_field_alone(dtype):
     assert torch.equal(part[..., margin:], whole[:1, ..., 1 + margin :])
 
 
-def test_kernels_are_launched_on_the_device_of_their_input(monkeypatch):
-    current, launched = [], []
-
-    @contextmanager
-    def device_of(tensor):
-        current.append(tensor)
-        yield
-        current.pop()
+def test_kernels_are_launched_on_the_device_of_their_input(current_devices):
+    launched = []
 
     class Kernel:
         def __getitem__(self, grid):
-            return lambda *_, **__: launched.append(current[-1])
+            return lambda *_, **__: launched.append(current_devices[-1])
 
-    monkeypatch.setattr(torch.cuda, "device_of", device_of)
     x = torch.zeros(4, 8)
     launch(Kernel(), x, torch.zeros(16, 8), None, (4, 16))
     assert len(launched) == 1 and launched[0] is x

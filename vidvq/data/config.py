@@ -16,6 +16,11 @@ def one_or_many(value: Any) -> Any:
     return (value,) if isinstance(value, str) else value
 
 
+def sampling_weights(folders: dict[str, float] | tuple[str, ...]) -> list[float] | None:
+    """Return the weight of each directory of a setting; None without weights."""
+    return list(folders.values()) if isinstance(folders, dict) else None
+
+
 @dataclass(frozen=True)
 class BucketConfig:
     """Shape of the clips of a batch.

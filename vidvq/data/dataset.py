@@ -12,7 +12,7 @@ from torch.utils.data import Dataset, default_collate
 
 from vidvq.data.batch_order import BatchOrder, SampledItem
 from vidvq.data.clip_cache import ClipCache, create_memory_file
-from vidvq.data.config import BucketConfig, DataConfig
+from vidvq.data.config import BucketConfig, DataConfig, sampling_weights
 from vidvq.data.index import ClipIndex, read_bytes, read_clip_index
 from vidvq.data.micro_batches import UnreadableBatch
 from vidvq.errors import UsageError
@@ -50,7 +50,7 @@ class ClipDataset(Dataset[torch.Tensor | UnreadableBatch]):
                 raise UsageError(f"data.clips has no usable clip: {message}; lower data.crop={config.crop}")
             if rank == 0:
                 warn(f"{message} and are excluded from training")
-        weights = list(config.clips.values()) if isinstance(config.clips, dict) else None
+        weights = sampling_weights(config.clips)
         self.order = BatchOrder(self.index, bucket, weights, config.batch_size, config.shuffle, seed)
         self._cache = None
         if config.cache_mib:

@@ -12,6 +12,7 @@ from torch import Tensor
 
 from vidvq.arguments import as_integer
 from vidvq.data.batch_order import BatchOrder, SampledItem
+from vidvq.data.config import sampling_weights
 from vidvq.data.micro_batches import UnreadableBatch, read_ahead
 from vidvq.data.tokens import (
     MAX_SAMPLES,
@@ -190,7 +191,7 @@ class PackedTokenLoader:
                 f"sample {key} has {most} tokens, more than length={self._length}; set length to {most} or more, or "
                 "latents lower"
             )
-        weights = list(config.tokens.values()) if isinstance(config.tokens, dict) else None
+        weights = sampling_weights(config.tokens)
         # A block of several epochs would mix them.
         block = min(_MAX_BLOCK, len(sizes))
         order = BatchOrder(index, np.zeros(len(sizes), int), weights, block, config.shuffle, self._seed)

@@ -16,7 +16,7 @@ from torch.utils.data import Dataset
 from vidvq import config as settings
 from vidvq.arguments import as_integer
 from vidvq.data.batch_order import BatchOrder, SampledItem
-from vidvq.data.config import TokenDataConfig
+from vidvq.data.config import TokenDataConfig, sampling_weights
 from vidvq.data.micro_batches import UnreadableBatch, iter_micro_batches
 from vidvq.errors import UsageError
 from vidvq.formats.export_records import is_export
@@ -152,7 +152,7 @@ class TokenDataset(Dataset[TokenBatch | UnreadableBatch]):
         self.index = read_token_index(list(config.tokens))
         self.card = self.index.card
         self.shapes, bucket = np.unique(cut_grids(self.index, config.latents), axis=0, return_inverse=True)
-        weights = list(config.tokens.values()) if isinstance(config.tokens, dict) else None
+        weights = sampling_weights(config.tokens)
         self.order = BatchOrder(self.index, bucket.ravel(), weights, config.batch_size, config.shuffle, seed)
 
     def __len__(self) -> int:
@@ -210,8 +210,7 @@ def read_sample(
 def make_sample(key: str, codes: np.ndarray, latents: np.ndarray, card: TokenizerCard) -> TokenSample:
     """Select latent frames (indices ``n``) from the codes ``lt lh lw`` of a sample."""
     selected = codes[latents].astype(np.int64)
-    offsets = np.array([card.codebook_of(int(t)).offset for t in latents])[:, None, None]
-    return TokenSample(key, selected, selected + offsets, latents.astype(np.int64))
+    return TokenSample(key, selected, selected + card.offsets(latents), latents.astype(np.int64))
 
 
 def collate(samples: list[TokenSample]) -> TokenBatch:

@@ -76,7 +76,7 @@ class Layout:
 
     def offsets(self, times: int) -> np.ndarray:
         """Codebook offset of each latent frame, int64 ``t 1 1``."""
-        return np.array([self.card.codebook_of(t).offset for t in range(times)], dtype=np.int64)[:, None, None]
+        return self.card.offsets(range(times))
 
 
 def _as_integers(name: str, values: Any, rank: int, axes: str) -> np.ndarray:

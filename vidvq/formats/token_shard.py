@@ -2,7 +2,7 @@
 
 import io
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass, replace
 from fractions import Fraction
 from functools import lru_cache
@@ -86,6 +86,10 @@ class TokenizerCard:
     def codebook_of(self, t: int) -> Codebook:
         """The codebook of latent frame ``t``."""
         return self.codebooks[0] if t == 0 or len(self.codebooks) == 1 else self.codebooks[1]
+
+    def offsets(self, latents: Iterable[int]) -> np.ndarray:
+        """Offset of the codebook of each latent frame, int64 ``n 1 1``."""
+        return np.array([self.codebook_of(t).offset for t in latents], dtype=np.int64)[:, None, None]
 
 
 @dataclass(frozen=True)

@@ -3,7 +3,6 @@
 import os
 import socket
 import sys
-from contextlib import contextmanager
 from types import SimpleNamespace
 
 import pytest
@@ -298,22 +297,15 @@ def test_the_mean_over_ranks_has_the_gradient_of_the_local_mean(monkeypatch):
     assert found == 2 and mean.grad == 1
 
 
-def test_triton_launches_on_the_device_of_the_latents(monkeypatch):
-    current, launched = [], []
-
-    @contextmanager
-    def device_of(tensor):
-        current.append(tensor)
-        yield
-        current.pop()
+def test_triton_launches_on_the_device_of_the_latents(current_devices, monkeypatch):
+    launched = []
 
     def launch(*_):
-        launched.append(len(current))
+        launched.append(len(current_devices))
         return torch.zeros(3, dtype=torch.long)
 
     kernels = SimpleNamespace(nearest_codes_fused=launch)
     monkeypatch.setitem(sys.modules, "vidvq.model.quantize.search_triton", kernels)
-    monkeypatch.setattr(torch.cuda, "device_of", device_of)
     search._nearest_codes_fused(torch.zeros(3, 2), torch.zeros(4, 2), torch.zeros(4))
     assert launched == [1]
 

@@ -63,8 +63,7 @@ class NgramModels:
 
     def _flatten(self, codes: np.ndarray) -> np.ndarray:
         """Map codes ``lt lh lw`` to ids of the flat vocabulary over all codebooks."""
-        offsets = [self._card.codebook_of(t).offset for t in range(len(codes))]
-        return codes.astype(np.int64) + np.array(offsets)[:, None, None]
+        return codes.astype(np.int64) + self._card.offsets(range(len(codes)))
 
     def _pair(self, name: str, ids: np.ndarray) -> np.ndarray:
         """Number the pairs ``n`` of a code and the one that it is conditioned on: ids and 1 + ids, 0 at the start."""
